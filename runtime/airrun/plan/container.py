@@ -1,0 +1,239 @@
+"""The plan file: header, segments, index.
+
+::
+
+    0     header, little endian, see `_HEADER`: magic, format version, header size, length of the file,
+          place of the index (offset, stored bytes, bytes once inflated), place of a signature
+          (offset, bytes; reserved, zero), SHA-256 of the rest of the header and of everything after it
+    4096  segments in order, each at the first multiple of 4096 after the one before, zeros between
+    ...   index at the next multiple of 4096, up to the end of the file: deflated JSON, see `airrun.plan.codec`
+
+There is one valid arrangement of given contents, so nothing can hide between the parts and equal plans
+are equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from airrun.errors import PlanError
+from airrun.paths import write_atomic
+from airrun.plan.checks import show
+from airrun.plan.codec import PLAN_CODEC
+from airrun.plan.schema import FORMAT_VERSION, Plan, Segment
+from airrun.plan.verify import verify, verify_rope_axis
+
+MAGIC = b"AIRPLAN\0"
+ALIGNMENT = 4096
+MAX_INDEX_NBYTES = 1 << 26
+"""Of the inflated index; a model of 100 layers needs about half a megabyte."""
+
+_VERSION = struct.Struct("<8sI")
+_HEADER = struct.Struct("<8sII6Q32s")
+_DIGEST_AT = _HEADER.size - 32
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """A verified plan; its segments stay mapped as long as this object or a view of one lives.
+
+    `digest` is the SHA-256 of the contents in hex, the identity of the plan.
+    """
+
+    plan: Plan
+    digest: str
+    path: Path
+    _data: memoryview = field(repr=False)
+
+    def segment(self, index: int) -> memoryview:
+        """The bytes of segment `index`, read-only and not copied."""
+        place = self.plan.segments[index]
+        return self._data[place.offset : place.offset + place.nbytes]
+
+
+def encode_plan(plan: Plan, segments: Sequence[bytes]) -> bytes:
+    """The bytes of a plan file.
+
+    Parameters
+    ----------
+    plan
+        The plan; of ``plan.segments`` the names are used, offsets and lengths are filled in.
+    segments
+        What each of ``plan.segments`` holds.
+
+    Raises
+    ------
+    PlanError
+        A plan that `decode_plan` would refuse.
+    ValueError
+        A number of segments other than the plan's.
+    """
+    places = []
+    end = ALIGNMENT
+    for segment, data in zip(plan.segments, segments, strict=True):
+        places.append(Segment(segment.name, end, len(data)))
+        end = _aligned(end + len(data))
+    raw = PLAN_CODEC.dumps(replace(plan, segments=tuple(places)))
+    body = bytearray(end - _HEADER.size)
+    for place, data in zip(places, segments, strict=True):
+        at = place.offset - _HEADER.size
+        body[at : at + len(data)] = data
+    result = seal(body, end, zlib.compress(raw, 9), len(raw))
+    decode_plan(result, Path("plan"))
+    return result
+
+
+def seal(body: bytes | bytearray, index_offset: int, index: bytes, inflated_nbytes: int) -> bytes:
+    """Put header and digest before `body`, everything from the header to `index_offset`, and `index` after it."""
+    total = index_offset + len(index)
+    numbers = (FORMAT_VERSION, _HEADER.size, total, index_offset, len(index), inflated_nbytes, 0, 0)
+    data = bytearray(_HEADER.pack(MAGIC, *numbers, bytes(32)) + body + index)
+    data[_DIGEST_AT : _HEADER.size] = content_digest(data)
+    return bytes(data)
+
+
+def content_digest(data: bytes | bytearray | memoryview) -> bytes:
+    """SHA-256 of a plan file without the place of the digest itself."""
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:_DIGEST_AT])
+    digest.update(view[_HEADER.size :])
+    return digest.digest()
+
+
+def decode_plan(data: bytes | mmap.mmap, path: Path) -> LoadedPlan:
+    """Check a plan file in memory; `path` is for messages and for `LoadedPlan.path`.
+
+    Raises
+    ------
+    PlanError
+        Anything that is not a complete, undamaged, consistent plan of this format version.
+    """
+    view = memoryview(data)
+    try:
+        plan, digest = _decode(view)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
+    return LoadedPlan(plan, digest, path, view)
+
+
+def _decode(view: memoryview) -> tuple[Plan, str]:
+    if len(view) < _VERSION.size and MAGIC.startswith(bytes(view[:8])):
+        raise PlanError(f"plan is truncated: {len(view)} bytes")
+    if bytes(view[:8]) != MAGIC:
+        raise PlanError("not a plan (it does not begin with AIRPLAN)")
+    version = _VERSION.unpack_from(view)[1]
+    if version > FORMAT_VERSION:
+        raise PlanError(
+            f"plan format {version} is newer than this airrun understands ({FORMAT_VERSION}); update aircompile"
+        )
+    if version != FORMAT_VERSION:
+        raise PlanError(f"plan format {version} is not known; build the plan again")
+    if len(view) < _HEADER.size:
+        raise PlanError(f"plan is truncated: {len(view)} bytes, the header alone has {_HEADER.size}")
+    header = _HEADER.unpack_from(view)
+    header_nbytes, total, index_offset, index_nbytes, inflated_nbytes, *signature, digest = header[2:]
+    if header_nbytes != _HEADER.size:
+        raise PlanError(f"header of {header_nbytes} bytes, format {version} has {_HEADER.size}")
+    if len(view) != total:
+        what = "truncated" if len(view) < total else "followed by other data"
+        raise PlanError(f"plan is {what}: {len(view)} bytes, its header says {total}")
+    if any(signature):
+        raise PlanError("plan has a signature, which this airrun cannot check; update aircompile")
+    if content_digest(view) != digest:
+        raise PlanError("plan is damaged: its digest does not match its contents; build or copy it again")
+    if not (ALIGNMENT <= index_offset <= total and index_offset + index_nbytes == total):
+        raise PlanError(f"index at {index_offset} of {index_nbytes} bytes does not end the file of {total} bytes")
+    plan = PLAN_CODEC.loads(_inflate(view[index_offset:total], inflated_nbytes))
+    _check_segments(plan, view, index_offset)
+    verify(plan)
+    constants = plan.segments[plan.constants_segment]
+    verify_rope_axis(plan, view[constants.offset : constants.offset + constants.nbytes])
+    return plan, digest.hex()
+
+
+def _inflate(data: memoryview, nbytes: int) -> bytes:
+    """Inflate to exactly `nbytes`, never holding more than that."""
+    if not 0 < nbytes <= MAX_INDEX_NBYTES:
+        raise PlanError(f"index of {nbytes} bytes, expected 1 to {MAX_INDEX_NBYTES}")
+    inflater = zlib.decompressobj()
+    try:
+        result = inflater.decompress(data, nbytes)
+        # At the exact length the end marker may still be unread: room for one more byte shows which it is.
+        rest = b"" if inflater.eof else inflater.decompress(inflater.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise PlanError(f"index cannot be inflated: {error}") from None
+    if len(result) != nbytes or rest or not inflater.eof or inflater.unused_data:
+        raise PlanError(f"index does not inflate to the {nbytes} bytes that the header says")
+    return result
+
+
+def _check_segments(plan: Plan, view: memoryview, index_offset: int) -> None:
+    """Every segment where the one before ends, zeros in between, the index after the last."""
+    end, start = _HEADER.size, ALIGNMENT
+    for i, segment in enumerate(plan.segments):
+        if segment.offset != start:
+            raise PlanError(f"segments[{i}] {show(segment.name)} is at {segment.offset}, expected at {start}")
+        if not 0 <= segment.nbytes <= index_offset - start:
+            raise PlanError(
+                f"segments[{i}] {show(segment.name)} at {start} of {segment.nbytes} bytes "
+                f"exceeds the {index_offset} bytes before the index"
+            )
+        _check_padding(view, end, start)
+        end = start + segment.nbytes
+        start = _aligned(end)
+    if index_offset != start:
+        raise PlanError(f"index is at {index_offset}, expected at {start}")
+    _check_padding(view, end, start)
+
+
+def _check_padding(view: memoryview, begin: int, end: int) -> None:
+    if view[begin:end] != bytes(end - begin):
+        raise PlanError(f"bytes {begin} to {end} between two parts are not zero")
+
+
+def write_plan(path: str | os.PathLike[str], plan: Plan, segments: Sequence[bytes]) -> None:
+    """Write a plan file, or leave what was there untouched; see `encode_plan` for the arguments.
+
+    Raises
+    ------
+    PlanError
+        A plan that would not load.
+    UsageError
+        A file that cannot be written.
+    """
+    write_atomic(Path(path), encode_plan(plan, segments))
+
+
+def read_plan(path: str | os.PathLike[str]) -> LoadedPlan:
+    """Map, check and decode a plan file.
+
+    Returns
+    -------
+    LoadedPlan
+        The plan, with every number in range as `airrun.plan.verify` says.
+
+    Raises
+    ------
+    PlanError
+        An unreadable file, or anything that `decode_plan` refuses.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data: bytes | mmap.mmap = b""
+            if os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: cannot read the plan: {getattr(error, 'strerror', None) or error}") from None
+    return decode_plan(data, path)
+
+
+def _aligned(n: int) -> int:
+    return -(-n // ALIGNMENT) * ALIGNMENT

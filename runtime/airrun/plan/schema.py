@@ -1,0 +1,318 @@
+"""What a plan says: plain data, written by the compiler and replayed by the runtime.
+
+A plan is a template that holds for every memory budget and every number of tokens; `airrun.bind` turns
+it into addresses. References between tables are indices, checked when a plan is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMAT_VERSION = 1
+
+POINTERS_PER_STEP = 8
+"""Pointer arguments of every kernel."""
+
+PANEL_ROWS = 16
+"""Rows of a panel, see `Weight`."""
+
+LAYOUTS = ("panels", "raw")
+ACCESSES = ("pinned", "streamed", "row_gather")
+ARCHITECTURES = ("x86_64", "aarch64")
+
+DTYPES = {"float64": 8, "float32": 4, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1}
+"""Element types of constants, by their bytes."""
+
+KV_DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file that holds weights, known by fingerprint and never by path.
+
+    `name` is what the file was called when the plan was built: a hint for messages and for the search
+    beside the plan. `header_sha256` digests the first `header_nbytes` bytes, everything before the
+    tensor data (metadata and tensor table). `name` is no path: it has no separators.
+    """
+
+    name: str
+    nbytes: int
+    header_nbytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as it stands in a weight file: bytes [offset, offset + nbytes) of `files[file]`, after its header.
+
+    `shape` is row-major, so the last entry is the contiguous one; `format` is a name of `airrun.plan.blocks.BLOCKS`,
+    and `nbytes` is exactly what both need.
+    """
+
+    name: str
+    file: int
+    offset: int
+    nbytes: int
+    format: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightPart:
+    """Rows of a fused weight that come from one tensor: all of it, starting at panel `first_panel`."""
+
+    tensor: int
+    first_panel: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix as the kernels read it.
+
+    `layout` 'panels': interleaved while it is loaded, by kernel `pack`, `panel_nbytes` per 16 rows; fused
+    projections keep their members as `parts`, which follow each other, each padded to whole panels; all parts
+    have the weight's format and `n_cols`. `layout` 'raw': the mapped bytes themselves (one part, `pack` '',
+    `panel_nbytes` 0).
+    `n_rows` counts the rows of the tensors, without padding or with it; `nbytes` includes the padding.
+    `layer` is -1 for weights of no layer. `pack` is the symbol of one of the plan's kernels.
+    `access`: 'pinned' (always resident), 'streamed', 'row_gather' (rows are read one by one, never whole).
+    """
+
+    name: str
+    layer: int
+    layout: str
+    access: str
+    format: str
+    n_rows: int
+    n_cols: int
+    nbytes: int
+    panel_nbytes: int
+    pack: str
+    parts: tuple[WeightPart, ...]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A small array carried by the plan, at `offset` (a multiple of the element size) in the segment of constants.
+
+    `dtype` is one of `DTYPES`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Activations of one kind. Both figures are bytes per token of the largest batch: the arena for n
+    tokens has every buffer at `offset * n` with `nbytes * n` bytes (both are multiples of 64)."""
+
+    name: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A pointer argument: `offset` bytes into entry `index` of a space.
+
+    Spaces: 'none'; 'weight'; 'tensor' (mapped bytes of a tensor); 'buffer'; 'constant'; 'input' (index into
+    INPUTS); 'kv' (cache of layer `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
+    has offset 0 too. `offset` lies inside the entry; inside one token's share where it grows with the batch.
+    """
+
+    space: str
+    index: int
+    offset: int
+
+
+SPACES = ("none", "weight", "tensor", "buffer", "constant", "input", "kv", "logits", "scratch")
+
+INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table")
+"""What the host fills before a step runs. int32 unless said otherwise:
+token_ids [n]; cells [n] (place of each token in its sequence); sequences [n] (row of the block table);
+output_rows [n_outputs]; rope float32 [n, 2, rope_dim/2] (cosines, then sines);
+block_table [n_sequences, max_blocks]."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call, spread over the workers.
+
+    It has `tasks` tasks, times the number of groups of `tokens_per_task` rows if that is not 0.
+    `rows`: 'tokens' or 'outputs', what the kernel is told as its number of rows.
+    A step with an operand that has a row per output ('logits', input 'output_rows') has rows 'outputs'.
+    `layer`: 0 to n_layers - 1 in phase 'layer'; elsewhere it may be -1.
+    `sync`: every worker waits here until all tasks so far are done.
+    `phase`: 'embed' (skipped when the caller gives embeddings), 'layer', 'head' (skipped without outputs).
+    """
+
+    kind: str
+    device: str
+    stream: int
+    kernel: int
+    layer: int
+    phase: str
+    label: str
+    rows: str
+    tasks: int
+    tokens_per_task: int
+    sync: bool
+    operands: tuple[Operand, ...]
+
+
+STEP_KINDS = ("call",)
+"""'collective' is reserved."""
+
+DEVICES = ("cpu",)
+"""'cuda' is reserved."""
+
+PHASES = ("embed", "layer", "head")
+ROWS = ("tokens", "outputs")
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps for batches of up to `max_tokens` tokens; a plan lists its programs by increasing `max_tokens`."""
+
+    name: str
+    max_tokens: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An entry point that every library of the plan exports, and what `explain` says about it."""
+
+    symbol: str
+    op: str
+    format: str
+    shape: tuple[int, ...]
+    schedule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Library:
+    """A shared object for one instruction set: segment `segment`, needing CPU `features`.
+
+    `arch` is one of `ARCHITECTURES`; `scratch_nbytes` of working memory for each worker.
+    """
+
+    isa: str
+    arch: str
+    features: tuple[str, ...]
+    segment: int
+    scratch_nbytes: int
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """The cache's shape: blocks of `block_cells` tokens; a block of one layer takes `block_nbytes` and holds,
+    per KV head, keys [head_dim][block_cells] and then values [block_cells][head_dim]. `dtype` is one of `KV_DTYPES`.
+    A row of the block table has `max_blocks` entries, enough for `ctx_size` tokens.
+    """
+
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    block_cells: int
+    max_blocks: int
+    dtype: str
+    block_nbytes: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions: angle of pair i at position p is `p[axis[i]] * inverse_frequency[i]`, cosines and sines
+    scaled by `magnitude`. Both arrays are constants, by index, with an entry per pair: `inverse_frequency` float64,
+    `axis` int32. `dim` elements of a head rotate, an even number."""
+
+    dim: int
+    inverse_frequency: int
+    axis: int
+    n_axes: int
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the runtime needs to know of the model itself. `hidden` is the buffer that embeddings are written to,
+    float32 [n, n_embd]. A row of logits takes `logits_stride` float32, at least `n_vocab`."""
+
+    name: str
+    architecture: str
+    n_vocab: int
+    n_embd: int
+    n_layers: int
+    n_ctx_train: int
+    n_params: int
+    hidden: int
+    logits_stride: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The decisions a user made, or that were made for them; `threads` is 0 where the runtime decides."""
+
+    target: str
+    ctx_size: int
+    threads: int
+    activations: str
+    kv_type: str
+    tune: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a program moves and computes per token, and the machine numbers the prediction uses.
+
+    A rate of 0 is unknown; `decode_overhead_s` is what a token costs beyond reading its weights, in seconds.
+    """
+
+    weight_nbytes_per_token: int
+    macs_per_token: int
+    ram_bytes_per_s: float
+    disk_bytes_per_s: float
+    decode_overhead_s: float
+    prefill_macs_per_s: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes of the plan file, at a multiple of 4096; the digest in the file's header covers them."""
+
+    name: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything. `arena_nbytes` is per token; `keep_order` lists every weight once, most worth keeping first.
+
+    `tokenizer` and `constants_segment` are indices of segments.
+    """
+
+    generator: str
+    model: Model
+    choice: Choice
+    files: tuple[WeightFile, ...]
+    tensors: tuple[Tensor, ...]
+    weights: tuple[Weight, ...]
+    keep_order: tuple[int, ...]
+    constants: tuple[Constant, ...]
+    buffers: tuple[Buffer, ...]
+    arena_nbytes: int
+    kv: KvCache
+    rope: Rope
+    kernels: tuple[Kernel, ...]
+    programs: tuple[Program, ...]
+    libraries: tuple[Library, ...]
+    cost: Cost
+    tokenizer: int
+    constants_segment: int
+    segments: tuple[Segment, ...]

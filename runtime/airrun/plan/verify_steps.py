@@ -1,0 +1,148 @@
+"""Whether the steps of a plan stay inside its tables; part of `airrun.plan.verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from airrun.errors import PlanError
+from airrun.plan.checks import fail, index, one_of, within
+from airrun.plan.schema import DEVICES, INPUTS, PHASES, POINTERS_PER_STEP, ROWS, SPACES, STEP_KINDS, Operand, Plan
+
+MAX_PROGRAMS = 8
+MAX_BATCH = 1 << 20
+"""Tokens of one batch."""
+MAX_TASKS = (1 << 31) - 1
+"""Kernels count tasks in int32."""
+MAX_STREAMS = 64
+
+T = TypeVar("T")
+
+
+def verify_programs(plan: Plan) -> None:
+    """Check programs, steps and operands against the tables, which must have been verified before.
+
+    Raises
+    ------
+    PlanError
+        The first inconsistency, with its path.
+    """
+    within("number of programs", len(plan.programs), 1, MAX_PROGRAMS)
+    smallest = 1
+    for i, program in enumerate(plan.programs):
+        within(f"programs[{i}].max_tokens", program.max_tokens, smallest, MAX_BATCH)
+        smallest = program.max_tokens + 1
+        if not program.steps:
+            fail(f"programs[{i}].steps", "is empty")
+    _steps(plan)
+    _operands(plan)
+
+
+def _steps(plan: Plan) -> None:
+    """Field by field, and every distinct value once: there are thousands of steps and few different values."""
+    steps = [step for program in plan.programs for step in program.steps]
+
+    def each(values: Iterable[T], check: Callable[[T], None]) -> None:
+        column = list(values)
+        for value in dict.fromkeys(column):
+            try:
+                check(value)
+            except PlanError as error:
+                raise PlanError(f"{_step_path(plan, column.index(value))}{error}") from None
+
+    each((step.kind for step in steps), lambda kind: one_of(".kind", kind, STEP_KINDS))
+    each((step.device for step in steps), lambda device: one_of(".device", device, DEVICES))
+    each((step.phase for step in steps), lambda phase: one_of(".phase", phase, PHASES))
+    each((step.rows for step in steps), lambda rows: one_of(".rows", rows, ROWS))
+    each((step.stream for step in steps), lambda stream: within(".stream", stream, 0, MAX_STREAMS - 1))
+    each((step.kernel for step in steps), lambda kernel: index(".kernel", kernel, plan.kernels, "kernels"))
+    each(
+        ((step.layer, step.phase == "layer") for step in steps),
+        lambda pair: within(".layer", pair[0], 0 if pair[1] else -1, plan.model.n_layers - 1),
+    )
+    each(
+        (len(step.operands) for step in steps),
+        lambda n: within(".operands", n, POINTERS_PER_STEP, POINTERS_PER_STEP, "operands"),
+    )
+    each((step.tasks for step in steps), lambda tasks: within(".tasks", tasks, 1, MAX_TASKS))
+    each((step.tokens_per_task for step in steps), lambda n: within(".tokens_per_task", n, 0, MAX_BATCH))
+
+    def groups(task: tuple[int, int, int]) -> None:
+        tasks, tokens_per_task, n_tokens = task
+        total = tasks * -(-n_tokens // tokens_per_task) if tokens_per_task else tasks
+        within(".tasks", total, 1, MAX_TASKS, "for the largest batch")
+
+    each(((s.tasks, s.tokens_per_task, program.max_tokens) for program in plan.programs for s in program.steps), groups)
+
+
+def _operands(plan: Plan) -> None:
+    """Every distinct operand once for each number of rows it is used with; loading makes equal ones identical."""
+    check = _operand_checks(plan)
+    for rows in ROWS:
+        used = {
+            id(operand): operand
+            for program in plan.programs
+            for step in program.steps
+            if step.rows == rows
+            for operand in step.operands
+        }
+        for operand in used.values():
+            try:
+                check(operand, rows)
+            except PlanError as error:
+                raise PlanError(f"{_operand_path(plan, operand, rows)}{error}") from None
+
+
+def _operand_checks(plan: Plan) -> Callable[[Operand, str], None]:
+    """Bytes that each entry of each space surely has; an operand points inside them.
+
+    Of what grows with the batch, that is what one token has.
+    """
+    inputs = dict.fromkeys(INPUTS, 4) | {"rope": 4 * plan.rope.dim}
+    room: dict[str, Sequence[int]] = {
+        "none": (1,),
+        "weight": [weight.nbytes for weight in plan.weights],
+        "tensor": [tensor.nbytes for tensor in plan.tensors],
+        "buffer": [buffer.nbytes for buffer in plan.buffers],
+        "constant": [constant.nbytes for constant in plan.constants],
+        "input": [inputs[name] for name in INPUTS],
+        "kv": (plan.kv.block_nbytes,) * plan.kv.n_layers,
+        "logits": (4 * plan.model.logits_stride,),
+        "scratch": (min(library.scratch_nbytes for library in plan.libraries),),
+    }
+    output_rows = INPUTS.index("output_rows")
+
+    def check(operand: Operand, rows: str) -> None:
+        one_of(".space", operand.space, SPACES)
+        entries = room[operand.space]
+        index(".index", operand.index, entries, f"space {operand.space}")
+        if entries[operand.index] == 0:
+            fail(".index", f"points into {operand.space}, which has 0 bytes")
+        within(".offset", operand.offset, 0, entries[operand.index] - 1)
+        if rows != "outputs" and (
+            operand.space == "logits" or (operand.space, operand.index) == ("input", output_rows)
+        ):
+            fail(".space", f"has a row per output, but the step counts {rows}")
+
+    return check
+
+
+def _step_path(plan: Plan, number: int) -> str:
+    """The path of step `number` of all programs together."""
+    program = 0
+    while number >= len(plan.programs[program].steps):
+        number -= len(plan.programs[program].steps)
+        program += 1
+    return f"programs[{program}].steps[{number}]"
+
+
+def _operand_path(plan: Plan, operand: Operand, rows: str) -> str:
+    """Where `operand` is used first."""
+    return next(
+        f"programs[{i}].steps[{j}].operands[{k}]"
+        for i, program in enumerate(plan.programs)
+        for j, step in enumerate(program.steps)
+        if step.rows == rows
+        for k, other in enumerate(step.operands)
+        if other is operand
+    )
