@@ -1,0 +1,1 @@
+"""What is computed: block formats, CPU kernels as TVM programs, and their numpy references."""

@@ -1,0 +1,50 @@
+"""Compiling kernels to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from airkernels.cpu.isa import VectorIsa
+from tvm import tirx
+from tvm.tirx import compilation_pipeline
+
+_PIPELINE = "aircompile-cpu"
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    """TVM's lowering without the packed-call wrapper: functions keep their C signature and their locals
+    stay on the stack, so that a library of them needs nothing of TVM at run time."""
+
+    @tvm.transform.module_pass(opt_level=0)
+    def lower(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        t = tirx.transform
+        return tvm.ir.transform.Sequential(
+            [
+                t.FlattenBuffer(),
+                t.NarrowDataType(32),
+                t.VectorizeLoop(True),
+                t.UnrollLoop(),
+                t.StmtSimplify(),
+                t.AnnotateEntryFunc(),
+                t.SplitHostDevice(),
+                t.MakePackedAPI(),
+            ]
+        )(mod)
+
+    def finish() -> Any:
+        return tvm.ir.transform.Sequential([tirx.transform.LowerIntrin()])
+
+    return lower, finish, finish
+
+
+compilation_pipeline.register_tir_pipeline(_PIPELINE, _pipeline)
+
+
+def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: VectorIsa) -> Any:
+    """Compile kernels into one TVM library for an instruction set."""
+    target = {"kind": "llvm", "mcpu": isa.cpu, "mtriple": "x86_64-linux-gnu"}
+    if isa.attributes:
+        target["mattr"] = list(isa.attributes)
+    return tirx.build(tvm.IRModule(dict(kernels)), target=tvm.target.Target(target), pipeline=_PIPELINE)

@@ -1,0 +1,106 @@
+"""Matrix product with float32 activations: unquantized weights, and quantized ones decoded exactly.
+
+    out[t, r] (+)= sum over k of weight[r, k] * x[t, k]
+
+Tasks are panels of 16 rows. Even and odd columns are summed apart, in order, and added at the end, so
+that a row's result is the same for every tile. Pointers: p0 panels, p1 x float32, p2 out float32,
+p3 bias float32 (if any), p7 scratch of all workers (quantized weights only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from airkernels.cpu.isa import PANEL, VectorIsa
+from airkernels.cpu.matmul_int import MatmulShape, for_each_tile, store_row
+from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
+from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast, define, let, local, loop, splat, zeros
+from airkernels.cpu.rows import float_value
+from airkernels.formats import AnyFormat, BlockFormat, FloatFormat
+from airkernels.formats.base import WORD
+from tvm import tirx
+
+_CHAINS = 2
+"""Partial sums per output: hides the latency of multiply-add."""
+
+Column = Callable[[Expr], Expr]
+"""Builds the weights of one column for one vector of rows, float32."""
+
+
+def scratch_nbytes(fmt: AnyFormat, n_cols: int) -> int:
+    """Scratch bytes for one worker: a decoded panel, float32 [n_cols][16]."""
+    return 0 if isinstance(fmt, FloatFormat) else 4 * PANEL * n_cols
+
+
+def _decode_panel(isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int, out: Region) -> None:
+    fmt = layout.fmt
+    assert isinstance(fmt, BlockFormat)
+    with loop(layout.n_spans) as span:
+        for block in range(layout.span):
+            reader = PanelReader(isa, layout, panel, span, block, first_row)
+            for g in range(fmt.block // fmt.group):
+                scale = let(fmt.scale(reader, g))
+                minimum = let(fmt.minimum(reader, g)) if fmt.has_minimum else None
+                for w in range(g * fmt.group // WORD, (g + 1) * fmt.group // WORD):
+                    codes = let(fmt.codes(reader, w))
+                    for j in range(WORD):
+                        code = bits((codes >> (8 * j)) & 0xFF, f"int32x{isa.lanes}") - fmt.zero_point
+                        value = scale * cast(code, "float32")
+                        value = value if minimum is None else value + minimum
+                        column = (span * layout.span + block) * fmt.block + w * WORD + j
+                        out.store(column * PANEL + first_row, value)
+
+
+def matmul_float(name: str, isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, in_stride: int, tile: int) -> tirx.PrimFunc:
+    """Build the product kernel; `in_stride` floats lie between the rows of x, `tile` tokens share a pass."""
+    layout = PanelLayout(fmt, shape.n_cols)
+    lanes, n_cols = isa.lanes, shape.n_cols
+
+    def product(column: Column, k: Kernel, first_token: Expr, n: int, row: Expr) -> None:
+        x = Region(byte_offset(k.pointers[1], cast(first_token, "int64") * (4 * in_stride)), "float32")
+        acc = local("float32", n * _CHAINS * lanes)
+        for i in range(n * _CHAINS):
+            acc.store(i * lanes, zeros("float32", lanes))
+
+        def step(at: Expr, chain: int) -> None:
+            weights = let(column(at))
+            for t in range(n):
+                slot = (t * _CHAINS + chain) * lanes
+                value = splat(x.load(at + t * in_stride), lanes)
+                acc.store(slot, isa.fused_multiply_add(weights, value, acc.load(slot, lanes)))
+
+        with loop(n_cols // _CHAINS) as i:
+            for chain in range(_CHAINS):
+                step(i * _CHAINS + chain, chain)
+        for chain in range(n_cols % _CHAINS):
+            step(tirx.const(n_cols - n_cols % _CHAINS + chain, "int32"), chain)
+        for t in range(n):
+            total = acc.load(t * _CHAINS * lanes, lanes)
+            for chain in range(1, _CHAINS):
+                total = total + acc.load((t * _CHAINS + chain) * lanes, lanes)
+            store_row(shape, k, total, first_token + t, row)
+
+    def body(k: Kernel) -> None:
+        decoded = None
+        if isinstance(fmt, BlockFormat):
+            nbytes = scratch_nbytes(fmt, n_cols)
+            decoded = Region(byte_offset(k.pointers[7], cast(k.worker, "int64") * nbytes), "float32")
+        with loop(k.end, k.begin) as index:
+            for first_row in range(0, PANEL, lanes):
+                base = byte_offset(k.pointers[0], cast(index, "int64") * layout.nbytes)
+                if decoded is not None:
+                    scratch = decoded
+                    _decode_panel(isa, layout, Panel(base), first_row, scratch)
+
+                    def column(at: Expr, first_row: int = first_row, scratch: Region = scratch) -> Expr:
+                        return scratch.load(at * PANEL + first_row, lanes)
+                else:
+
+                    def column(at: Expr, first_row: int = first_row, base: Expr = base) -> Expr:
+                        assert isinstance(fmt, FloatFormat)
+                        return float_value(fmt, base, at * PANEL + first_row, lanes, isa)
+
+                row = index * PANEL + first_row
+                for_each_tile(k.n_tokens, tile, lambda first, n, c=column, r=row: product(c, k, first, n, r))
+
+    return define(name, body)

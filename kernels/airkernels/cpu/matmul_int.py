@@ -1,0 +1,259 @@
+"""Matrix product of quantized weights and quantized activations, in integers.
+
+    out[t, r] (+)= sum over groups g of scale[r, g] * x_scale[t, g] * (integer dot product of group g) + minima
+
+Tasks are panels of 16 rows. Per row and token the operations and their order are the same in every
+variant, so decode, small batches and prefill agree bit for bit:
+
+    product = codes . x_codes - zero_point * sum(x_codes)          exact, int32
+    acc     = fma(float(product), scale * x_scale, acc)
+    acc     = fma(minimum, x_scale * sum(x_codes), acc)            formats with a minimum
+
+Pointers: p0 panels, p1 quantized rows (`QuantizedRow`), p2 out float32, p3 bias float32 (if any),
+p7 scratch of all workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from airkernels.cpu.activations import GROUP, QuantizedRow
+from airkernels.cpu.isa import PANEL, VectorIsa
+from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
+from airkernels.cpu.program import Expr, Kernel, Region, byte_offset, cast, define, lanes_of, let, local, loop, splat, when, zeros
+from airkernels.formats import BlockFormat
+from airkernels.formats.base import WORD
+from tvm import tirx
+
+
+@dataclass(frozen=True)
+class MatmulSchedule:
+    """How a product is tiled.
+
+    Attributes
+    ----------
+    tile
+        Tokens whose accumulators are held in registers at once.
+    unpack_from
+        Batches of this many tokens or more decode a panel once into scratch and multiply from there; smaller
+        ones decode it in registers for every tile. 0: never.
+    """
+
+    tile: int
+    unpack_from: int = 0
+
+
+@dataclass(frozen=True)
+class MatmulShape:
+    """What a product computes.
+
+    Attributes
+    ----------
+    n_rows, n_cols
+        Weight rows, and elements per row.
+    out_stride
+        Floats between the outputs of neighbouring tokens.
+    accumulate
+        Add to what `out` holds (a residual connection).
+    bias
+        Add p3[row].
+    """
+
+    n_rows: int
+    n_cols: int
+    out_stride: int
+    accumulate: bool = False
+    bias: bool = False
+
+
+class _Group:
+    """Weights of one group for one vector of rows: code words, scale and minimum."""
+
+    def __init__(self, index: Expr, words: list[Expr], scale: Expr, minimum: Expr | None) -> None:
+        self.index, self.words, self.scale, self.minimum = index, words, scale, minimum
+
+
+class _PackedSource:
+    """Groups decoded in registers, a span of blocks at a time."""
+
+    def __init__(self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int) -> None:
+        self.isa, self.layout, self.panel, self.first_row = isa, layout, panel, first_row
+        self.n_steps = layout.n_spans
+
+    def groups(self, step: Expr) -> Iterator[_Group]:
+        fmt = self.layout.fmt
+        assert isinstance(fmt, BlockFormat)
+        n_groups, n_words = fmt.block // fmt.group, fmt.group // WORD
+        for block in range(self.layout.span):
+            reader = PanelReader(self.isa, self.layout, self.panel, step, block, self.first_row)
+            for g in range(n_groups):
+                scale = fmt.scale(reader, g)
+                minimum = fmt.minimum(reader, g) if fmt.has_minimum else None
+                words = [fmt.codes(reader, g * n_words + w) for w in range(n_words)]
+                yield _Group((step * self.layout.span + block) * n_groups + g, words, scale, minimum)
+
+
+class UnpackedPanel:
+    """A decoded panel in scratch: codes uint32 [n_cols/4][16], scales and minima float32 [groups][16]."""
+
+    def __init__(self, isa: VectorIsa, fmt: BlockFormat, n_cols: int, base: Expr, first_row: int) -> None:
+        self.isa, self.fmt, self.first_row = isa, fmt, first_row
+        self.n_steps = n_cols // fmt.group
+        self.codes = Region(base, "uint32")
+        self.floats = Region(base, "float32")
+        self._scales = n_cols // WORD * PANEL
+        self._minima = self._scales + self.n_steps * PANEL
+
+    @staticmethod
+    def nbytes(fmt: BlockFormat, n_cols: int) -> int:
+        """Scratch bytes for one worker."""
+        planes = 2 if fmt.has_minimum else 1
+        return PANEL * (n_cols + 4 * planes * (n_cols // fmt.group))
+
+    def fill(self, source: _PackedSource) -> None:
+        n_words = self.fmt.group // WORD
+        with loop(source.n_steps) as step:
+            for group in source.groups(step):
+                at = group.index * PANEL + self.first_row
+                for w, codes in enumerate(group.words):
+                    self.codes.store((group.index * n_words + w) * PANEL + self.first_row, codes)
+                self.floats.store(self._scales + at, group.scale)
+                if group.minimum is not None:
+                    self.floats.store(self._minima + at, group.minimum)
+
+    def groups(self, step: Expr) -> Iterator[_Group]:
+        n_words, lanes = self.fmt.group // WORD, self.isa.lanes
+        at = step * PANEL + self.first_row
+        words = [self.codes.load((step * n_words + w) * PANEL + self.first_row, lanes) for w in range(n_words)]
+        minimum = self.floats.load(self._minima + at, lanes) if self.fmt.has_minimum else None
+        yield _Group(step, words, self.floats.load(self._scales + at, lanes), minimum)
+
+
+@dataclass
+class _Tile:
+    """Emits the product of one vector of rows with `n` neighbouring tokens."""
+
+    isa: VectorIsa
+    fmt: BlockFormat
+    shape: MatmulShape
+    kernel: Kernel
+
+    def emit(self, source: _PackedSource | UnpackedPanel, first_token: Expr, n: int, row: Expr) -> None:
+        lanes = self.isa.lanes
+        layout = QuantizedRow(self.shape.n_cols)
+        base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * layout.nbytes)
+        words, floats = Region(base, "int32"), Region(base, "float32")
+        stride = layout.nbytes // 4
+        acc = local("float32", n * lanes)
+        for t in range(n):
+            acc.store(t * lanes, zeros("float32", lanes))
+        with loop(source.n_steps) as step:
+            for group in source.groups(step):
+                self._group(group, acc, words, floats, stride, n)
+        for t in range(n):
+            store_row(self.shape, self.kernel, acc.load(t * lanes, lanes), first_token + t, row)
+
+    def _group(self, group: _Group, acc: Region, words: Region, floats: Region, stride: int, n: int) -> None:
+        isa, lanes, layout = self.isa, self.isa.lanes, QuantizedRow(self.shape.n_cols)
+        per_group = self.fmt.group // WORD
+        sums = [self._start(words, layout, group.index, t * stride) for t in range(n)]
+        for w, codes in enumerate(group.words):
+            codes = let(codes)
+            for t in range(n):
+                x = words.load(t * stride + group.index * per_group + w)
+                sums[t] = let(isa.dot_accumulate(sums[t], codes, x, self.fmt.code_max))
+        scale = let(group.scale)
+        minimum = let(group.minimum) if group.minimum is not None else None
+        scale_index = group.index if self.fmt.group == GROUP else tirx.indexdiv(group.index * self.fmt.group, GROUP)
+        for t in range(n):
+            x_scale = splat(floats.load(t * stride + layout.scale // 4 + scale_index), lanes)
+            value = acc.load(t * lanes, lanes)
+            value = isa.fused_multiply_add(cast(sums[t], "float32"), scale * x_scale, value)
+            if minimum is not None:
+                x_sum = splat(floats.load(t * stride + layout.scaled_sum // 4 + scale_index), lanes)
+                value = isa.fused_multiply_add(minimum, x_sum, value)
+            acc.store(t * lanes, value)
+
+    def _start(self, words: Region, layout: QuantizedRow, group: Expr, token: int) -> Expr:
+        """The zero point's share of a group's integer sum."""
+        lanes = self.isa.lanes
+        if self.fmt.zero_point == 0:
+            return zeros("int32", lanes)
+        plane = layout.negative_sum if self.fmt.group == GROUP else layout.negative_half_sum
+        shift = self.fmt.zero_point.bit_length() - 1
+        assert 1 << shift == self.fmt.zero_point
+        return let(splat(words.load(token + plane // 4 + group), lanes) << shift)
+
+
+def store_row(shape: MatmulShape, k: Kernel, value: Expr, token: Expr, row: Expr) -> None:
+    """Finish one vector of rows of one token: bias, residual, store."""
+    lanes = lanes_of(value)
+    if shape.bias:
+        value = value + _bias(k.region(3, "float32"), row, shape.n_rows, lanes)
+    start = byte_offset(k.pointers[2], cast(token, "int64") * (4 * shape.out_stride))
+    out = Region(start, "float32")
+    if shape.accumulate:
+        value = out.load(row, lanes) + value
+    out.store(row, value)
+
+
+def _bias(bias: Region, row: Expr, n_rows: int, lanes: int) -> Expr:
+    """Biases of a vector of rows, without reading past the last one."""
+    if n_rows % lanes == 0:
+        return bias.load(row, lanes)
+    vector = local("float32", lanes)
+    for lane in range(lanes):
+        vector.store(lane, bias.load(tirx.min(row + lane, n_rows - 1)))
+    return vector.load(0, lanes)
+
+
+def matmul_int(name: str, isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: MatmulSchedule) -> tirx.PrimFunc:
+    """Build the product kernel of one shape under one schedule."""
+    layout = PanelLayout(fmt, shape.n_cols)
+    scratch_nbytes = UnpackedPanel.nbytes(fmt, shape.n_cols)
+
+    def body(k: Kernel) -> None:
+        tile = _Tile(isa, fmt, shape, k)
+        scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes) if schedule.unpack_from else None
+
+        def panels(size: int, scratch: Expr | None) -> None:
+            with loop(k.end, k.begin) as index:
+                panel = Panel.at(k.pointers[0], layout, index)
+                for first_row in range(0, PANEL, isa.lanes):
+                    source: _PackedSource | UnpackedPanel = _PackedSource(isa, layout, panel, first_row)
+                    if scratch is not None:
+                        unpacked = UnpackedPanel(isa, fmt, shape.n_cols, scratch, first_row)
+                        unpacked.fill(_PackedSource(isa, layout, panel, first_row))
+                        source = unpacked
+                    row = index * PANEL + first_row
+                    for_each_tile(k.n_tokens, size, lambda first, n, s=source, r=row: tile.emit(s, first, n, r))
+
+        if scratch is None:
+            panels(schedule.tile, None)
+        else:
+            if schedule.unpack_from > 1:
+                with when(k.n_tokens < schedule.unpack_from):
+                    panels(min(schedule.tile, _largest_power(schedule.unpack_from - 1)), None)
+            with when(k.n_tokens >= schedule.unpack_from):
+                panels(schedule.tile, scratch)
+
+    return define(name, body)
+
+
+def _largest_power(n: int) -> int:
+    """The largest power of two up to n."""
+    return 1 << (n.bit_length() - 1)
+
+
+def for_each_tile(n_tokens: Expr, tile: int, emit: Callable[[Expr, int], None]) -> None:
+    """Cover `n_tokens` with tiles of `tile`, then of its halves down to 1."""
+    done: Expr = 0
+    size = tile
+    while size >= 1:
+        count = let(tirx.indexdiv(n_tokens - done, size))
+        start = done
+        with loop(count) as i:
+            emit(let(start + i * size), size)
+        done = let(done + count * size)
+        size //= 2

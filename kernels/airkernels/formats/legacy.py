@@ -1,0 +1,52 @@
+"""GGML's first quantizations: blocks of 32 elements with one half-precision scale.
+
+Layouts: `block_q4_0`, `block_q4_1`, `block_q8_0` of ggml-common.h.
+"""
+
+from __future__ import annotations
+
+from airkernels.formats.base import NIBBLES, BlockFormat, Field, Reader, Value
+
+
+class Q4_0(BlockFormat):
+    """16 nibbles low, 16 nibbles high, offset 8."""
+
+    name = "Q4_0"
+    group = 32
+    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
+    zero_point = 8
+    code_max = 15
+
+    def codes(self, r: Reader, word: int) -> Value:
+        return (r.word("qs", word % 4) >> (4 * (word // 4))) & NIBBLES
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return r.half("d")
+
+
+class Q4_1(Q4_0):
+    """As Q4_0, with a minimum in place of the offset."""
+
+    name = "Q4_1"
+    fields = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
+    zero_point = 0
+    has_minimum = True
+
+    def minimum(self, r: Reader, group: int) -> Value:
+        return r.half("m")
+
+
+class Q8_0(BlockFormat):
+    """Signed bytes, read as unsigned codes with their sign bit flipped."""
+
+    name = "Q8_0"
+    group = 32
+    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 8))
+    zero_point = 128
+    code_max = 255
+
+    def codes(self, r: Reader, word: int) -> Value:
+        return r.flip_signs(r.word("qs", word))
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return r.half("d")

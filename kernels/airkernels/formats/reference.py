@@ -1,0 +1,80 @@
+"""Numpy decoding of weight rows, derived from the format descriptions: the oracle of the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from airkernels.formats.base import WORD, AnyFormat, BlockFormat, FloatFormat
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class ArrayReader:
+    """`Reader` over raw blocks, uint8 [n_blocks, block_bytes]."""
+
+    def __init__(self, fmt: BlockFormat, blocks: Bytes) -> None:
+        self.fmt, self.blocks = fmt, blocks
+
+    def _units(self, field: str) -> npt.NDArray[np.uint8]:
+        f = self.fmt.field(field)
+        return np.ascontiguousarray(self.blocks[:, f.offset : f.offset + f.nbytes])
+
+    def word(self, field: str, index: int) -> npt.NDArray[np.uint32]:
+        return self._units(field).view("<u4")[:, index]
+
+    def half(self, field: str) -> Floats:
+        return self._units(field).view("<f2")[:, 0].astype(np.float32)
+
+    def byte(self, field: str, index: int) -> npt.NDArray[np.int32]:
+        return self._units(field)[:, index].astype(np.int32)
+
+    def signed_byte(self, field: str, index: int) -> npt.NDArray[np.int32]:
+        return self._units(field).view(np.int8)[:, index].astype(np.int32)
+
+    def to_float(self, value: npt.NDArray[np.int32]) -> Floats:
+        return value.astype(np.float32)
+
+    def flip_signs(self, word: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        return word ^ np.uint32(0x80808080)
+
+
+def dequantize(fmt: AnyFormat, raw: Bytes, n_cols: int) -> Floats:
+    """Decode rows.
+
+    Parameters
+    ----------
+    fmt
+        Block format of the rows.
+    raw
+        uint8, the bytes of whole rows as they stand in the file.
+    n_cols
+        Elements per row, a multiple of the format's block.
+
+    Returns
+    -------
+    float32 [n_rows, n_cols], rounded as ggml's `dequantize_row_*` rounds.
+    """
+    raw = np.ascontiguousarray(raw, np.uint8).reshape(-1)
+    if isinstance(fmt, FloatFormat):
+        if fmt.dtype == "bfloat16":
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(-1, n_cols)
+        return raw.view(fmt.dtype).astype(np.float32).reshape(-1, n_cols)
+    blocks = raw.reshape(-1, fmt.nbytes)
+    reader = ArrayReader(fmt, blocks)
+    out = np.empty((len(blocks), fmt.block), np.float32)
+    for group in range(fmt.block // fmt.group):
+        scale = _column(fmt.scale(reader, group))
+        first = group * fmt.group
+        for word in range(first // WORD, (first + fmt.group) // WORD):
+            codes = np.ascontiguousarray(fmt.codes(reader, word)).astype("<u4").view(np.uint8).reshape(-1, WORD)
+            out[:, word * WORD : (word + 1) * WORD] = scale * (codes.astype(np.float32) - np.float32(fmt.zero_point))
+        if fmt.has_minimum:
+            out[:, first : first + fmt.group] += _column(fmt.minimum(reader, group))
+    return out.reshape(-1, n_cols)
+
+
+def _column(values: Floats) -> Floats:
+    """One value a block, as a column that broadcasts over its elements."""
+    return values[:, None]
