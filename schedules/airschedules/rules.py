@@ -1,0 +1,67 @@
+"""Schedule rules: an ordered list; the first that answers decides, and the last one always does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from airkernels.cpu.isa import VectorIsa
+from airkernels.cpu.matmul_int import MatmulSchedule
+from airschedules.records import MatmulTask, find_record
+
+Phase = str
+"""'decode' (1 token) or 'prefill' (any number)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A schedule and why it was chosen."""
+
+    schedule: MatmulSchedule
+    reason: str
+
+
+Rule = Callable[[MatmulTask, VectorIsa], Decision | None]
+
+
+def tuned(task: MatmulTask, isa: VectorIsa) -> Decision | None:
+    """What was measured to be fastest."""
+    record = find_record(task, isa.name)
+    if record is None:
+        return None
+    return Decision(record.schedule, f"tuning record: {record.gops:.0f} GOP/s (rules: {record.baseline:.0f})")
+
+
+def float_activations(task: MatmulTask, isa: VectorIsa) -> Decision | None:
+    """Float products keep two partial sums per token, so their tile is half as many tokens."""
+    if task.quantized:
+        return None
+    tile = 1 if task.phase == "decode" else isa.registers // 4
+    return Decision(MatmulSchedule(tile=tile), "float activations: two partial sums a token")
+
+
+def decode_in_registers(task: MatmulTask, isa: VectorIsa) -> Decision | None:
+    """One token reads every weight once: decoding into scratch would only add traffic."""
+    if task.phase != "decode":
+        return None
+    return Decision(MatmulSchedule(tile=1), "one token: weights are decoded in registers")
+
+
+def unpacked_panels(task: MatmulTask, isa: VectorIsa) -> Decision | None:
+    """Many tokens: a tile holds one integer and one float accumulator a token and leaves half the registers.
+
+    One or two tokens do not repay the detour through scratch.
+    """
+    return Decision(MatmulSchedule(tile=isa.registers // 4, unpack_from=3), "many tokens share an unpacked panel")
+
+
+MATMUL_RULES: list[Rule] = [tuned, float_activations, decode_in_registers, unpacked_panels]
+
+
+def schedule_matmul(task: MatmulTask, isa: VectorIsa) -> Decision:
+    """The schedule of a product on an instruction set."""
+    for rule in MATMUL_RULES:
+        decision = rule(task, isa)
+        if decision is not None:
+            return decision
+    raise AssertionError("the last rule always applies")
