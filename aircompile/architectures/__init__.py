@@ -1,0 +1,43 @@
+"""Model families: each file builds the operator graph of one from the metadata and tensors of a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aircompile.architectures import llama
+from aircompile.frontends.gguf import GGUFModel
+from aircompile.graph import Graph
+from airrun.errors import ModelFileError, UnsupportedError
+
+Architecture = Callable[[GGUFModel], Graph]
+
+ARCHITECTURES: dict[str, Architecture] = {"llama": llama.build}
+"""Builders by `general.architecture`."""
+
+
+def build_graph(model: GGUFModel) -> Graph:
+    """Build the graph of a model, unfused and checked.
+
+    Raises
+    ------
+    ModelFileError
+        Hyperparameters or tensors are missing, absurd, of the wrong shape, or not understood.
+    UnsupportedError
+        An architecture, or a variant of one, that is not implemented.
+    """
+    path = model.files[0].path
+    # adapters and projectors carry the architecture of the model that they belong to
+    kind = model.metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"{path}: general.type is {kind!r:.80}; only 'model' can be compiled")
+    name = model.metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise ModelFileError(f"{path}: general.architecture is {'missing' if name is None else 'not a text'}")
+    build = ARCHITECTURES.get(name)
+    if build is None:
+        raise UnsupportedError(
+            f"{path}: architecture {name!r:.80} is not supported; supported: {', '.join(ARCHITECTURES)}"
+        )
+    graph = build(model)
+    graph.check()
+    return graph

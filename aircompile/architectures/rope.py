@@ -1,0 +1,82 @@
+"""Rotary frequencies from the `rope.*` keys, with the scaling that stretches a model's context.
+
+Sources: Su et al. 2021 (RoPE); Chen et al. 2023 (linear interpolation); Peng et al. 2023 (YaRN). Which keys count, and
+how they combine, follows ``llama_context`` and ``ggml_rope_yarn_corr_dims`` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from aircompile.architectures.hyperparameters import Hyperparameters
+from aircompile.graph import RopeInfo
+from aircompile.operators import RopeMode
+
+_MAX_CONTEXT = (1 << 31) - 1
+_MAX_FACTOR = 1e6
+
+
+def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int, mode: RopeMode) -> RopeInfo:
+    """Frequencies of the `dim` rotating elements of a head, without the tensor of factors, which divides them later.
+
+    Raises ModelFileError or UnsupportedError naming the key.
+    """
+    base = hyper.number("rope.freq_base", 1.0 + 1e-6, 1e30, 10000.0)
+    kind = hyper.text("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise hyper.unsupported("rope.scaling.type", f"is {kind!r:.80}; supported: none, linear, yarn")
+    # 0 stands for no scaling; the second key is the older name of the first
+    factor = hyper.number("rope.scale_linear", 0.0, _MAX_FACTOR, 0.0)
+    factor = hyper.number("rope.scaling.factor", 0.0, _MAX_FACTOR, factor)
+    magnitude = hyper.number("rope.scaling.attn_factor", 1e-6, _MAX_FACTOR, 1.0)
+    n_ctx_original = hyper.integer("rope.scaling.original_context_length", _MAX_CONTEXT, default=n_ctx_train)
+    if kind == "none" or factor == 0.0:
+        factor = 1.0
+
+    frequency = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if kind == "yarn":
+        frequency, stretch = _yarn(hyper, frequency, base, factor, n_ctx_original)
+        magnitude *= stretch
+    else:
+        frequency = frequency / factor
+    return RopeInfo(dim, frequency, np.zeros(dim // 2, np.int32), 1, magnitude, mode)
+
+
+def _yarn(
+    hyper: Hyperparameters,
+    frequency: npt.NDArray[np.float64],
+    base: float,
+    factor: float,
+    n_ctx_original: int,
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Frequencies between interpolated (slow pairs) and untouched (fast pairs), and the magnitude of the result."""
+    beta_fast = hyper.number("rope.scaling.yarn_beta_fast", 1e-6, _MAX_FACTOR, 32.0)
+    beta_slow = hyper.number("rope.scaling.yarn_beta_slow", 1e-6, _MAX_FACTOR, 1.0)
+    log_multiplier = hyper.number("rope.scaling.yarn_log_multiplier", 0.0, _MAX_FACTOR, 0.0)
+    # negative stands for the default of full strength
+    strength = hyper.number("rope.scaling.yarn_ext_factor", -1.0, 1.0, -1.0)
+    strength = 1.0 if strength < 0 else strength
+    if strength == 0.0:
+        return frequency / factor, 1.0
+    dim = 2 * len(frequency)
+
+    def pair_of(turns: float) -> float:
+        """The pair (as a fraction) that makes `turns` full turns within the original context."""
+        return dim * math.log(n_ctx_original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(0.0, math.floor(pair_of(beta_fast)))
+    high = min(dim - 1.0, math.ceil(pair_of(beta_slow)))
+    ramp = (np.arange(dim // 2, dtype=np.float64) - low) / max(0.001, high - low)
+    untouched = (1.0 - np.clip(ramp, 0.0, 1.0)) * strength
+    mixed = frequency / factor * (1.0 - untouched) + frequency * untouched
+    stretch = _magnitude(factor, 1.0)
+    if log_multiplier:
+        stretch /= _magnitude(factor, log_multiplier)
+    return mixed, stretch
+
+
+def _magnitude(factor: float, multiplier: float) -> float:
+    return 1.0 if factor <= 1.0 else 0.1 * multiplier * math.log(factor) + 1.0

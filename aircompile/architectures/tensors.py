@@ -1,0 +1,55 @@
+"""The tensors of a model file, taken one by one: of the expected shape, and none overlooked."""
+
+from __future__ import annotations
+
+import re
+
+from aircompile.frontends.gguf import GGUFModel, TensorInfo
+from airrun.errors import ModelFileError, UnsupportedError
+
+
+class TensorTable:
+    """Tensors by name; what is taken becomes `taken`, and `finish` refuses the rest."""
+
+    def __init__(self, model: GGUFModel) -> None:
+        self._model = model
+        self.taken: dict[str, TensorInfo] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self._model.tensors
+
+    def matrix(self, name: str, n_rows: int, n_cols: int) -> str:
+        """Take a matrix in any format; returns its name."""
+        self._take(name, (n_rows, n_cols))
+        return name
+
+    def vector(self, name: str, n: int) -> str:
+        """Take a vector, which kernels read as it stands: F32."""
+        tensor = self._take(name, (n,))
+        if tensor.format != "F32":
+            raise UnsupportedError(
+                f"{self._path(tensor)}: vector {name!r} is in {tensor.format}, only F32 is supported"
+            )
+        return name
+
+    def optional_vector(self, name: str, n: int) -> str | None:
+        """Take a vector if the file has it."""
+        return self.vector(name, n) if self.has(name) else None
+
+    def finish(self, unused: re.Pattern[str]) -> None:
+        """Refuse tensors that were not taken, except those whose whole name matches `unused`."""
+        for name, tensor in self._model.tensors.items():
+            if name not in self.taken and not unused.fullmatch(name):
+                raise ModelFileError(f"{self._path(tensor)}: tensor {name!r} is not understood for this architecture")
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        tensor = self._model.tensors.get(name)
+        if tensor is None:
+            raise ModelFileError(f"{self._model.files[0].path}: tensor {name!r} is missing")
+        if tensor.shape != shape:
+            raise ModelFileError(f"{self._path(tensor)}: tensor {name!r} has shape {tensor.shape}, expected {shape}")
+        self.taken[name] = tensor
+        return tensor
+
+    def _path(self, tensor: TensorInfo) -> str:
+        return str(self._model.files[tensor.file].path)
