@@ -1,0 +1,195 @@
+"""Assembly: lowered programs, placements and libraries become the tables of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aircompile.codegen import CompiledLibrary
+from aircompile.frontends.gguf import GGUFModel
+from aircompile.graph import Graph
+from aircompile.lowering import Call, Lowering, PanelWeight, Phase, Pointer, specs_of
+from aircompile.memory_plan import Placement
+from aircompile.stream_plan import keep_order
+from airkernels.cpu.attention import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.isa import PANEL
+from airkernels.cpu.panels import PanelLayout
+from airkernels.formats import FORMATS
+from airrun.isa import LEVELS
+from airrun.plan import schema
+from airrun.plan.fingerprint import fingerprint
+from airschedules.specs import KernelSpec
+
+CONSTANTS, TOKENIZER, FIRST_LIBRARY = 0, 1, 2
+"""Segments of a plan."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the phases before produced."""
+
+    model: GGUFModel
+    graph: Graph
+    cache: CacheLayout
+    lowered: Sequence[tuple[Phase, Lowering]]
+    placements: Mapping[str, Placement]
+    arena_nbytes: int
+    libraries: Sequence[CompiledLibrary]
+
+
+class Tables:
+    """Indices of everything a pointer can name."""
+
+    def __init__(self, parts: Parts) -> None:
+        graph = parts.graph
+        self.placements = parts.placements
+        self.tensors = {name: i for i, name in enumerate(graph.weights)}
+        self.weights: dict[str, PanelWeight] = {}
+        for _phase, low in parts.lowered:
+            self.weights |= low.weights
+        self.weight_index = {name: i for i, name in enumerate(self.weights)}
+        self.buffers = {name: i for i, name in enumerate(parts.placements)}
+        self.specs: list[KernelSpec] = specs_of(parts.lowered)
+        self.kernels = {spec: i for i, spec in enumerate(self.specs)}
+
+    def operand(self, pointer: Pointer) -> schema.Operand:
+        if pointer.space == "value":
+            return schema.Operand("buffer", self.buffers[pointer.name], pointer.offset)
+        index = {
+            "none": lambda: 0,
+            "weight": lambda: self.weight_index[pointer.name],
+            "tensor": lambda: self.tensors[pointer.name],
+            "input": lambda: schema.INPUTS.index(pointer.name),
+            "kv": lambda: int(pointer.name),
+            "logits": lambda: 0,
+            "scratch": lambda: 0,
+        }[pointer.space]()
+        return schema.Operand(pointer.space, index, pointer.offset)
+
+    def step(self, call: Call) -> schema.Step:
+        return schema.Step(
+            kind="call",
+            device="cpu",
+            stream=0,
+            kernel=self.kernels[call.spec],
+            layer=call.operator.layer,
+            phase=call.operator.phase,
+            label=call.operator.name,
+            rows=call.rows,
+            tasks=call.tasks,
+            tokens_per_task=call.tokens_per_task,
+            sync=call.sync,
+            operands=tuple(self.operand(p) for p in call.pointers),
+        )
+
+
+def assemble(
+    parts: Parts, choice: schema.Choice, cost: schema.Cost, tokenizer: bytes, generator: str
+) -> tuple[schema.Plan, list[bytes]]:
+    """Build the plan and its segments."""
+    graph, tables = parts.graph, Tables(parts)
+    constants, blob = _constants(graph)
+    names = [c.name for c in constants]
+    rope, hyper = graph.hyper.rope, graph.hyper
+    output = graph.values[graph.outputs[0]]
+    embed = next(o for o in graph.operators() if o.phase == "embed")
+    weights = tuple(_weight(graph, tables, w) for w in tables.weights.values())
+    plan = schema.Plan(
+        generator=generator,
+        model=schema.Model(
+            name=hyper.name,
+            architecture=hyper.architecture,
+            n_vocab=output.width,
+            n_embd=hyper.n_embd,
+            n_layers=hyper.n_layers,
+            n_ctx_train=hyper.n_ctx_train,
+            n_params=hyper.n_params,
+            hidden=tables.buffers[embed.outputs[0]],
+            logits_stride=parts.lowered[0][1].stride_of(output.name),
+        ),
+        choice=choice,
+        files=tuple(
+            schema.WeightFile(f.path.name, f.nbytes, f.header_nbytes, fingerprint(f.path, f.header_nbytes))
+            for f in parts.model.files
+        ),
+        tensors=tuple(
+            schema.Tensor(t.name, t.file, t.offset, t.nbytes, t.format, t.shape) for t in graph.weights.values()
+        ),
+        weights=weights,
+        keep_order=keep_order([w.layer for w in weights]),
+        constants=constants,
+        buffers=tuple(schema.Buffer(name, p.offset, p.nbytes) for name, p in parts.placements.items()),
+        arena_nbytes=parts.arena_nbytes,
+        kv=_cache(parts.cache, hyper.n_layers),
+        rope=schema.Rope(
+            rope.dim, names.index("rope.inverse_frequency"), names.index("rope.axis"), rope.n_axes, rope.magnitude
+        ),
+        kernels=tuple(_kernel(spec, parts.libraries[0]) for spec in tables.specs),
+        programs=tuple(
+            schema.Program(phase.name, phase.max_tokens, tuple(tables.step(call) for call in low.calls))
+            for phase, low in parts.lowered
+        ),
+        libraries=tuple(
+            schema.Library(
+                lib.isa.name, "x86_64", tuple(sorted(LEVELS[lib.isa.name])), FIRST_LIBRARY + i, lib.scratch_nbytes
+            )
+            for i, lib in enumerate(parts.libraries)
+        ),
+        cost=cost,
+        tokenizer=TOKENIZER,
+        constants_segment=CONSTANTS,
+        segments=tuple(
+            schema.Segment(name, 0, 0)
+            for name in ["constants", "tokenizer", *(f"kernels.{lib.isa.name}" for lib in parts.libraries)]
+        ),
+    )
+    return plan, [blob, tokenizer, *(lib.image for lib in parts.libraries)]
+
+
+def _constants(graph: Graph) -> tuple[tuple[schema.Constant, ...], bytes]:
+    entries, blob = [], b""
+    for name, array in graph.constants.items():
+        data = np.ascontiguousarray(array).tobytes()
+        entries.append(schema.Constant(name, str(array.dtype), array.shape, len(blob), len(data)))
+        blob += data + bytes(-len(data) % 64)
+    return tuple(entries), blob
+
+
+def _weight(graph: Graph, tables: Tables, weight: PanelWeight) -> schema.Weight:
+    infos = [graph.weights[name] for name in weight.tensors]
+    panels = [-(-info.shape[0] // PANEL) for info in infos]
+    panel_nbytes = PanelLayout(FORMATS[weight.pack.weights], weight.pack.n_cols).nbytes
+    return schema.Weight(
+        name=weight.name,
+        layer=weight.layer,
+        layout="panels",
+        access="pinned",
+        format=weight.pack.weights,
+        n_rows=sum(info.shape[0] for info in infos),
+        n_cols=weight.pack.n_cols,
+        nbytes=sum(panels) * panel_nbytes,
+        panel_nbytes=panel_nbytes,
+        pack=weight.pack.symbol,
+        parts=tuple(
+            schema.WeightPart(tables.tensors[name], sum(panels[:i])) for i, name in enumerate(weight.tensors)
+        ),
+    )
+
+
+def _kernel(spec: KernelSpec, library: CompiledLibrary) -> schema.Kernel:
+    schedule, reason = spec.schedule(library.isa)
+    return schema.Kernel(spec.symbol, spec.op, spec.fmt, spec.shape, schedule, reason)
+
+
+def _cache(cache: CacheLayout, n_layers: int) -> schema.KvCache:
+    return schema.KvCache(
+        n_layers=n_layers,
+        n_kv_heads=cache.n_kv_heads,
+        head_dim=cache.head_dim,
+        block_cells=BLOCK_CELLS,
+        max_blocks=cache.max_blocks,
+        dtype=cache.dtype,
+        block_nbytes=cache.block_nbytes,
+    )

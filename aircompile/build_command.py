@@ -1,0 +1,169 @@
+"""``aircompile build``: options, checks before anything is compiled, and the line that sums up."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
+from airrun.explain_text import size
+from airrun.ledger import MAX_THREADS
+from airrun.options import OptionParser
+from airrun.predict import predict
+from airrun.probe import probe
+from airrun.profile import Profile
+from airschedules.targets import HOST, load_target
+
+if TYPE_CHECKING:
+    from airrun.plan.schema import Plan
+
+_NOT_YET = {".onnx": "ONNX", ".safetensors": "safetensors"}
+_MAX_CONTEXT = 1 << 24
+_COMPILER = ("tvm", "tvm_ffi", "gguf", "networkx", "ziglang")
+
+
+def add_arguments(parser: OptionParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="GGUF file; of a split model any part")
+    parser.add_argument("--target", default=HOST, metavar="NAME|host|FILE.toml",
+                        help="machine to compile for: host is this one, cpu any x86-64 processor, others as "
+                        "`aircompile targets` lists them, or a profile of your own (default: host)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT",
+                        help="plan to write (default: MODEL's name.TARGET.plan.bin in the current folder)")  # fmt: skip
+    parser.add_argument("-c", "--ctx-size", type=_count(_MAX_CONTEXT), metavar="N",
+                        help="tokens of context (default: what the model was trained for, at most 4096)")  # fmt: skip
+    parser.add_argument("-t", "--threads", type=_count(MAX_THREADS), default=0, metavar="N",
+                        help="threads the plan runs on (default: all of the machine it runs on)")  # fmt: skip
+    parser.add_argument("--activations", choices=("auto", "q8", "f32"), default="auto",
+                        help="what products multiply weights with: 8-bit blocks, floats, or 8-bit blocks where the "
+                        "weights are quantized (default: auto)")  # fmt: skip
+    parser.add_argument("--kv-type", choices=("auto", "f16", "f32"), default="auto",
+                        help="elements of the KV cache; auto is f32 with --activations f32, else f16 "
+                        "(default: auto)")  # fmt: skip
+    parser.add_argument("--tune", choices=("none", "fast", "full"), default="none",
+                        help="measure schedules on this machine before choosing: not at all (records and rules "
+                        "decide), the likely ones, or all (default: none)")  # fmt: skip
+    parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the program after each phase to DIR")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid number") from None
+        if not 1 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be 1 to {most}")
+        return value
+
+    return count
+
+
+def run(args: Namespace) -> int:
+    """Compile as the arguments say.
+
+    Raises
+    ------
+    AirError
+        Whatever keeps the plan from being built; no file is left then.
+    """
+    started = time.perf_counter()
+    check_model(args.model)
+    profile = load_target(args.target)
+    if profile.gpu is not None:
+        raise UnsupportedError(f"target {profile.name}: GPU kernels are not implemented yet; use --target cpu or host")
+    out = args.output or Path(f"{args.model.stem}.{profile.name}.plan.bin")
+    _check_output(out)
+    profile = for_this_machine(profile, args.quiet) if args.target == HOST else profile
+    require_compiler()
+    from aircompile.pipeline import BuildOptions, build
+    from aircompile.progress import reporting
+
+    options = BuildOptions(
+        profile=profile,
+        ctx_size=args.ctx_size,
+        threads=args.threads,
+        activations=args.activations,
+        kv_type=args.kv_type,
+        tune=args.tune,
+        debug_dump=args.debug_dump,
+    )
+    with reporting(args.quiet) as report:
+        plan = build(args.model, out, options, report)
+    if not args.quiet:
+        print(_summary(plan, out, time.perf_counter() - started))
+    return 0
+
+
+def check_model(path: Path) -> None:
+    """Refuse what is not a GGUF file in one line.
+
+    Raises
+    ------
+    UnsupportedError, ModelFileError
+        Another kind of model, or a file that cannot be read.
+    """
+    kind = _NOT_YET.get(path.suffix.lower())
+    if kind is not None:
+        raise UnsupportedError(f"{path}: {kind} models are not supported yet; use GGUF")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise ModelFileError(f"{path}: not a GGUF file: it starts with {magic!r}")
+
+
+def for_this_machine(profile: Profile, quiet: bool) -> Profile:
+    """The profile `host` with only the best instruction set, and with rates, measured in 2 s if they never were."""
+    if not profile.tiers.ram.bandwidth:
+        try:
+            profile = probe(quick=True, progress=not quiet)
+        except AirError as error:
+            # the rates serve the prediction only
+            print(f"note: this machine was not measured, so no speed is predicted: {error}", file=sys.stderr)
+    return replace(profile, cpu=replace(profile.cpu, isa=profile.cpu.isa[:1]))
+
+
+def require_compiler() -> None:
+    """Refuse to go on where only the runtime is installed.
+
+    Raises
+    ------
+    UsageError
+        Names what is missing and how to install it.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in _COMPILER if find_spec(name) is None]
+    if missing:
+        raise UsageError(f'the compiler is not installed ({missing[0]} is missing): pip install "aircompile[compile]"')
+
+
+def _check_output(out: Path) -> None:
+    """Find out before compiling what cannot be written, or must not be."""
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder, not a file to write")
+    if out.is_file():
+        with out.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                raise UsageError(f"{out}: is a model; it is not overwritten by a plan")
+
+
+def _summary(plan: Plan, out: Path, seconds: float) -> str:
+    libraries = f" for {len(plan.libraries)} instruction sets" if len(plan.libraries) > 1 else ""
+    kernels = f"{len(plan.kernels)} kernels{libraries}"
+    found = predict(plan)
+    speed = "speed unknown"
+    if found.decode_tokens_per_second is not None:
+        at_most = "at most " if found.upper_limit else ""
+        speed = f"predicted {at_most}{found.decode_tokens_per_second:.0f} tokens/s, bound by {found.decode_bound}"
+    return f"{out}: {size(out.stat().st_size)}, {seconds:.1f} s, {kernels}, {speed}"

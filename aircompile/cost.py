@@ -1,0 +1,177 @@
+"""What a token costs: counted on the lowered program, priced with measured rates of kernels and of the target's memory.
+
+Calls between two barriers run side by side. Such a stage takes about as long as the slower of its computing and its
+reading of weights; near the crossing it takes longer than either, for which a power mean of high order stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from aircompile.lowering import Call, Lowering, Phase
+from airkernels.cpu.panels import PanelLayout
+from airkernels.formats import FORMATS
+from airrun.plan.schema import PANEL_ROWS, Cost
+from airrun.predict import CONTEXT
+from airrun.profile import Profile
+from airschedules.calibration import Calibration, load_calibration
+from airschedules.specs import AttentionSpec, MatmulSpec, RopeStoreSpec
+
+OVERLAP = 4.0
+"""Order of the power mean of computing and reading: infinite would be perfect overlap, 1 none."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The target in numbers: threads, bytes/s they read together, and rates of kernels."""
+
+    threads: int
+    ram_bytes_per_s: float
+    rates: Calibration
+
+
+def estimate(lowered: Sequence[tuple[Phase, Lowering]], profile: Profile, threads: int = 0) -> Cost:
+    """Price the programs of a plan for a target.
+
+    Parameters
+    ----------
+    lowered
+        The program of one token first, that of the largest batch last.
+    profile
+        The target; rates that it does not know make those of the cost 0.
+    threads
+        Threads of a run; 0 for all of the target's.
+
+    Returns
+    -------
+    Cost
+        `decode_overhead_s` holds for a cache of `airrun.predict.CONTEXT` tokens, `prefill_macs_per_s` for a
+        prompt that fills one batch.
+    """
+    decode, (batch, prefill) = lowered[0][1], lowered[-1]
+    nbytes = sum(weight_nbytes(call) for call in decode.calls)
+    macs = sum(spec.matrix.n_rows * spec.matrix.n_cols for spec in _products(decode.calls))
+    ram, overhead, rate = 0.0, 0.0, 0.0
+    machine = _machine(profile, threads)
+    if machine is not None and _measured(decode.calls, prefill.calls, machine.rates):
+        ram = machine.ram_bytes_per_s
+        overhead = max(0.0, decode_seconds(decode.calls, machine, CONTEXT) - nbytes / ram)
+        rate = macs * batch.max_tokens / prefill_seconds(prefill.calls, machine, batch.max_tokens)
+    return Cost(
+        weight_nbytes_per_token=nbytes,
+        macs_per_token=macs,
+        ram_bytes_per_s=ram,
+        disk_bytes_per_s=float(profile.tiers.disk.bandwidth),
+        decode_overhead_s=overhead,
+        prefill_macs_per_s=rate,
+    )
+
+
+def decode_seconds(calls: Sequence[Call], machine: Machine, context: int) -> float:
+    """Seconds of one token after `context` others."""
+    total = 0.0
+    for stage in stages(calls):
+        computing = sum(_decode(call, machine, context) for call in stage)
+        reading = sum(map(weight_nbytes, stage)) / machine.ram_bytes_per_s
+        total += _overlapped(computing, reading) + _waiting(machine)
+    return total
+
+
+def prefill_seconds(calls: Sequence[Call], machine: Machine, n_tokens: int) -> float:
+    """Seconds of a prompt of `n_tokens`, of which the last one's logits are wanted."""
+    total = 0.0
+    for stage in stages(calls):
+        computing = sum(_prefill(call, machine, n_tokens) for call in stage)
+        reading = sum(map(weight_nbytes, stage)) / machine.ram_bytes_per_s
+        total += _overlapped(computing, reading) + _waiting(machine)
+    return total
+
+
+def stages(calls: Sequence[Call]) -> Iterator[list[Call]]:
+    """Calls up to each barrier."""
+    stage: list[Call] = []
+    for call in calls:
+        stage.append(call)
+        if call.sync:
+            yield stage
+            stage = []
+    if stage:
+        yield stage
+
+
+def weight_nbytes(call: Call) -> int:
+    """Bytes of weights that a call reads."""
+    if not isinstance(call.spec, MatmulSpec):
+        return 0
+    return call.tasks * PanelLayout(FORMATS[call.spec.weights], call.spec.matrix.n_cols).nbytes
+
+
+def rate_key(spec: MatmulSpec) -> str:
+    """Name of a product's rate in the calibration."""
+    return f"{spec.weights}/{'q8' if spec.quantized else 'f32'}"
+
+
+def elements(call: Call) -> int:
+    """Elements that a kernel other than a product handles for one token; of attention, for one cell."""
+    spec = call.spec
+    if isinstance(spec, RopeStoreSpec):
+        n_heads, n_kv_heads, head_dim = spec.shape
+        return (n_heads + 2 * n_kv_heads) * head_dim
+    if isinstance(spec, AttentionSpec):
+        n_heads, _, head_dim = spec.shape
+        return n_heads * head_dim
+    return spec.shape[0]
+
+
+def _machine(profile: Profile, threads: int) -> Machine | None:
+    ram, n = profile.tiers.ram, threads or profile.cpu.threads
+    rates = load_calibration(profile.cpu.isa[0]) if profile.cpu.isa else None
+    if rates is None or not ram.bandwidth or not n:
+        return None
+    alone = ram.bandwidth_1 or ram.bandwidth
+    return Machine(n, float(min(ram.bandwidth, n * alone)), rates)
+
+
+def _measured(decode: Sequence[Call], prefill: Sequence[Call], rates: Calibration) -> bool:
+    """Whether every kernel has a rate; one that is new has none before the next calibration."""
+    plain = {call.spec.op for call in (*decode, *prefill) if not isinstance(call.spec, MatmulSpec)}
+    products = {rate_key(spec) for spec in _products((*decode, *prefill))}
+    return (
+        plain <= rates.element_decode.keys() & rates.element_prefill.keys()
+        and products <= rates.decode.keys() & rates.prefill.keys()
+    )
+
+
+def _products(calls: Sequence[Call]) -> Iterator[MatmulSpec]:
+    return (call.spec for call in calls if isinstance(call.spec, MatmulSpec))
+
+
+def _overlapped(computing: float, reading: float) -> float:
+    return float((computing**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
+
+
+def _waiting(machine: Machine) -> float:
+    return machine.rates.sync if machine.threads > 1 else 0.0
+
+
+def _decode(call: Call, machine: Machine, context: int) -> float:
+    """Computing of a call for one token: its tasks are all there is to share between the threads."""
+    rates, workers = machine.rates, min(machine.threads, call.tasks)
+    if isinstance(call.spec, MatmulSpec):
+        return weight_nbytes(call) / rates.decode[rate_key(call.spec)] / workers
+    cells = context + 1 if isinstance(call.spec, AttentionSpec) else 1
+    return elements(call) * cells * rates.element_decode[call.spec.op] / workers
+
+
+def _prefill(call: Call, machine: Machine, n_tokens: int) -> float:
+    """Computing of a call for a prompt; products of output rows have a single token."""
+    if call.rows == "outputs":
+        return _decode(call, machine, 0)
+    rates, n = machine.rates, machine.threads
+    if isinstance(call.spec, MatmulSpec):
+        macs = call.tasks * PANEL_ROWS * call.spec.matrix.n_cols * n_tokens
+        return macs / rates.prefill[rate_key(call.spec)] / n
+    # a token sees those before it and itself
+    cells = (n_tokens + 1) / 2 if isinstance(call.spec, AttentionSpec) else 1
+    return elements(call) * n_tokens * cells * rates.element_prefill[call.spec.op] / n

@@ -1,0 +1,167 @@
+"""The compiler, phase by phase: a model file and a target become a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aircompile.architectures import build_graph
+from aircompile.assemble import Parts, assemble
+from aircompile.codegen import CompiledLibrary, compile_library
+from aircompile.cost import estimate
+from aircompile.frontends.gguf import read_gguf
+from aircompile.graph import Graph
+from aircompile.lowering import cache_layout, lower, specs_of
+from aircompile.memory_plan import place
+from aircompile.passes import PASSES
+from aircompile.passes.options import Activations, PassOptions
+from airkernels.cpu.isa import ISAS
+from airrun.built_here import remember_plan
+from airrun.errors import UsageError
+from airrun.paths import remember_weights
+from airrun.plan.container import content_digest, write_plan
+from airrun.plan.schema import Choice, Plan
+from airrun.profile import Profile
+from airrun.tokenizer import TokenizerSpec
+
+GENERATOR = "aircompile 0.1.0"
+
+_DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user decides about a build.
+
+    Attributes
+    ----------
+    profile
+        The target machine.
+    ctx_size
+        Context of a session; by default what the model was trained for, at most 4096.
+    threads
+        Threads the plan runs on by default; 0 leaves it to the machine.
+    activations
+        'auto': bytes where the weights are integers, else floats; 'q8', 'f32'.
+    kv_type
+        'f16', 'f32', or 'auto': f32 with float activations, else f16.
+    tune
+        'none' (records and rules), 'fast', 'full'.
+    debug_dump
+        Folder for the graph after every phase.
+    """
+
+    profile: Profile
+    ctx_size: int | None = None
+    threads: int = 0
+    activations: Activations = "auto"
+    kv_type: str = "auto"
+    tune: str = "none"
+    debug_dump: Path | None = None
+
+
+class Report:
+    """Progress of a build; does nothing unless overridden."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Part of a phase is done."""
+
+
+def build(model_path: Path, out: Path, options: BuildOptions, report: Report | None = None) -> Plan:
+    """Compile a model.
+
+    Parameters
+    ----------
+    model_path
+        GGUF file (any shard of a split one).
+    out
+        Plan file to write; replaced whole or not at all.
+
+    Raises
+    ------
+    AirError
+        The model is damaged or not supported, or the options contradict it.
+    """
+    report = report or Report()
+    dump = _Dump(options.debug_dump)
+
+    report.phase("read the model")
+    model = read_gguf(model_path)
+    tokenizer = TokenizerSpec.from_metadata(model.metadata).to_bytes()
+
+    report.phase("build the graph")
+    graph = build_graph(model)
+    graph.check()
+    dump.graph("graph", graph)
+
+    report.phase("rewrite the graph")
+    for name, rewrite in PASSES:
+        graph = rewrite(graph, PassOptions(options.activations))
+        graph.check()
+        dump.graph(name, graph)
+
+    report.phase("select kernels")
+    n_ctx_train = graph.hyper.n_ctx_train
+    ctx_size = options.ctx_size or min(n_ctx_train, _DEFAULT_CONTEXT)
+    kv_type = options.kv_type if options.kv_type != "auto" else "f32" if options.activations == "f32" else "f16"
+    cache = cache_layout(graph, kv_type, max(ctx_size, n_ctx_train))
+    lowered = lower(graph, cache)
+    specs = specs_of(lowered)
+
+    report.phase("tune kernels")
+    if options.tune != "none":
+        from aircompile.tuning import tune
+
+        tune(specs, _instruction_sets(options.profile)[0], options.tune, report.step)
+
+    report.phase("plan memory")
+    placements, arena_nbytes = place(lowered[-1][1])
+    dump.text("memory", "\n".join(f"{p.offset:8d} {p.nbytes:8d} {name}" for name, p in placements.items()))
+
+    report.phase("compile kernels")
+    libraries: list[CompiledLibrary] = []
+    for isa in _instruction_sets(options.profile):
+        libraries.append(compile_library(specs, ISAS[isa], report.step))
+
+    report.phase("write the plan")
+    choice = Choice(options.profile.name, ctx_size, options.threads, options.activations, kv_type, options.tune)
+    parts = Parts(model, graph, cache, lowered, placements, arena_nbytes, libraries)
+    plan, segments = assemble(parts, choice, estimate(lowered, options.profile, options.threads), tokenizer, GENERATOR)
+    write_plan(out, plan, segments)
+    remember_plan(content_digest(out.read_bytes()).hex())
+    for file, source in zip(plan.files, model.files, strict=True):
+        remember_weights(file.header_sha256, source.path)
+    return plan
+
+
+def _instruction_sets(profile: Profile) -> list[str]:
+    known = [isa for isa in profile.cpu.isa if isa in ISAS]
+    if not known:
+        have = ", ".join(profile.cpu.isa) or "none"
+        raise UsageError(f"target {profile.name}: no kernels for its CPU levels ({have}); known: {', '.join(ISAS)}")
+    return known
+
+
+class _Dump:
+    """Writes what each phase made, numbered in order."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._count = folder, 0
+        self._write: Callable[[str, str], None] = self._save if folder is not None else lambda _name, _text: None
+
+    def graph(self, name: str, graph: Graph) -> None:
+        if self._folder is not None:
+            self.text(name, graph.dump())
+
+    def text(self, name: str, text: str) -> None:
+        self._write(name, text)
+
+    def _save(self, name: str, text: str) -> None:
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / f"{self._count:02d}_{name}.txt").write_text(text)
+        self._count += 1

@@ -1,0 +1,7 @@
+"""``python -m airrun``."""
+
+import sys
+
+from airrun.cli import main
+
+sys.exit(main())

@@ -1,0 +1,171 @@
+"""The engine: a plan, its weights in memory, and the threads that run it, shared by all sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from airrun.batch import Batch
+from airrun.executor import Executor
+from airrun.kv_cache import BlockPool
+from airrun.ledger import Sizes, sizes_of
+from airrun.native import Library, Team
+from airrun.plan.container import LoadedPlan, read_plan
+from airrun.plan.fingerprint import locate
+from airrun.session import Session
+from airrun.weights import Weights
+
+if TYPE_CHECKING:
+    from airrun.generate import GenerateConfig
+    from airrun.tokenizer import Tokenizer
+
+ModelPaths = str | Path | Sequence[str | Path] | None
+
+
+class Engine:
+    """A compiled model, ready to run. Make one with `from_plan` or `from_gguf`.
+
+    Attributes
+    ----------
+    n_vocab, n_ctx
+        Vocabulary size, and most tokens a session holds.
+    max_batch
+        Most tokens of one step.
+    """
+
+    def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes) -> None:
+        started = time.perf_counter()
+        plan = loaded.plan
+        self.loaded, self.plan, self.sizes = loaded, plan, sizes
+        self.threads, self.n_ctx, self.max_batch = sizes.threads, sizes.ctx_size, sizes.max_tokens
+        self.n_vocab = plan.model.n_vocab
+        self.isa = sizes.library.isa
+        library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
+        self._team = Team(library, sizes.threads)
+        self.pool = BlockPool(plan.kv, sizes.kv_blocks)
+        weights = Weights(plan, paths, sizes, library, self._team)
+        self._executor = Executor(loaded, library, sizes, self._team, weights, self.pool)
+        self._times = {"load_seconds": time.perf_counter() - started}
+        self._counts = {"prefill_tokens": 0, "decode_tokens": 0}
+        self._seconds = {"prefill_seconds": 0.0, "decode_seconds": 0.0}
+
+    @classmethod
+    def from_plan(
+        cls,
+        plan: str | Path,
+        model: ModelPaths = None,
+        *,
+        threads: int | None = None,
+        ctx_size: int | None = None,
+        parallel: int = 1,
+    ) -> Engine:
+        """Load a plan and the weights it names.
+
+        Parameters
+        ----------
+        plan
+            Path of a plan file.
+        model
+            Weight files; by default they are found by fingerprint.
+        threads
+            Worker threads; by default what the plan was built for, at most this machine's cores.
+        ctx_size
+            Most tokens of a session; by default the plan's.
+        parallel
+            Sessions that can be full at the same time.
+
+        Raises
+        ------
+        PlanError
+            The plan is damaged, too new, for another CPU, or its weights are not found.
+        UsageError
+            Numbers out of range.
+        """
+        loaded = read_plan(Path(plan))
+        given = [] if model is None else [model] if isinstance(model, str | Path) else list(model)
+        paths = locate(loaded.plan, loaded.path, [Path(p) for p in given])
+        return cls(loaded, paths, sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel))
+
+    @classmethod
+    def from_gguf(cls, path: str | Path, **options: Any) -> Engine:
+        """Build and cache the plan of a model for this machine (needs the compiler), then load it."""
+        from airrun.autobuild import plan_for
+
+        return cls.from_plan(plan_for(Path(path)), path, **options)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from airrun.tokenizer import Tokenizer, TokenizerSpec
+
+        return Tokenizer(TokenizerSpec.from_bytes(self.loaded.segment(self.plan.tokenizer)))
+
+    @cached_property
+    def session(self) -> Session:
+        """The session that `generate`, `stream` and `reset` act on."""
+        return Session(self)
+
+    def new_session(self) -> Session:
+        """A further session; all share the KV cache."""
+        return Session(self)
+
+    def run(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Evaluate tokens of one or several sessions in one pass over the weights.
+
+        Returns
+        -------
+        float32 [n_outputs, n_vocab], a view that the next call overwrites.
+        """
+        started = time.perf_counter()
+        logits = self._executor.run(batch)
+        kind = "decode" if batch.n_tokens <= len(batch.sequences) else "prefill"
+        self._seconds[f"{kind}_seconds"] += time.perf_counter() - started
+        self._counts[f"{kind}_tokens"] += batch.n_tokens
+        return logits
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits of every position of a fresh sequence: float32 [len(ids), n_vocab]. Leaves `session` as it is."""
+        session = self.new_session()
+        try:
+            return session.eval(ids, all_logits=True)
+        finally:
+            session.reset()
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        return self.tokenizer.encode(text, add_special=add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def generate(self, prompt: str | Sequence[int], config: GenerateConfig | None = None) -> str:
+        """The continuation of a prompt, on the default session."""
+        return "".join(self.stream(prompt, config))
+
+    def stream(self, prompt: str | Sequence[int], config: GenerateConfig | None = None) -> Iterator[str]:
+        """The continuation of a prompt, piece by piece, on the default session."""
+        from airrun.generate import GenerateConfig, stream_text
+
+        return stream_text(self.session, prompt, config or GenerateConfig())
+
+    def reset(self) -> None:
+        """Forget the default session's conversation."""
+        self.session.reset()
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds and tokens so far: load, prefill and decode, and the time inside native code."""
+        return {**self._times, **self._seconds, **self._counts, "native_seconds": self._executor.native_seconds}
+
+    def close(self) -> None:
+        """End the worker threads. The engine cannot run afterwards."""
+        self._team.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

@@ -1,0 +1,159 @@
+"""Replay: fills the inputs of a step and runs the program that fits it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from airrun.batch import Batch
+from airrun.bind import bind_program, places_of
+from airrun.errors import PlanError
+from airrun.kv_cache import BlockPool
+from airrun.ledger import Sizes
+from airrun.memory import Region
+from airrun.native import Library, Team
+from airrun.plan.container import LoadedPlan
+from airrun.plan.schema import INPUTS, Plan
+from airrun.weights import Weights
+
+Logits = npt.NDArray[np.float32]
+
+
+class Executor:
+    """A plan bound to memory. Not thread-safe: one batch at a time.
+
+    Parameters
+    ----------
+    loaded
+        The plan.
+    library
+        Its native code for this CPU.
+    sizes
+        How much of everything to allocate.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedPlan,
+        library: Library,
+        sizes: Sizes,
+        team: Team,
+        weights: Weights,
+        pool: BlockPool,
+    ) -> None:
+        plan = loaded.plan
+        # The native calls hold bare addresses: what they point into must live as long as they do.
+        self.plan, self._team, self._pool, self._weights, self._library = plan, team, pool, weights, library
+        self.max_tokens, self.max_sequences = sizes.max_tokens, sizes.parallel
+        n = self.max_tokens
+        self._arena = Region(sizes.arena)
+        self._scratch = Region(sizes.scratch)
+        segment = loaded.segment(plan.constants_segment)
+        self._constants = Region(sizes.constants)
+        self._constants.bytes[: len(segment)] = np.frombuffer(segment, np.uint8)
+        self._inputs = _Inputs(plan, self._constants, sizes)
+        self._logits_nbytes = sizes.logits
+        self._logits = Region(sizes.logits)
+        self._max_outputs = 1
+        addresses = {
+            "weight": weights.weight_addresses,
+            "tensor": weights.tensor_addresses,
+            "buffer": [self._arena.address + b.offset * n for b in plan.buffers],
+            "constant": [self._constants.address + c.offset for c in plan.constants],
+            "input": self._inputs.addresses,
+            "kv": [pool.layer_address(layer) for layer in range(plan.kv.n_layers)],
+            "logits": [self._logits.address],
+            "scratch": [self._scratch.address],
+        }
+        self._programs = [bind_program(plan, p, library, addresses) for p in plan.programs]
+        self._logit_places = [places_of(p, "logits") for p in plan.programs]
+        hidden = plan.buffers[plan.model.hidden]
+        rows = self._arena.array("<f4", (n, hidden.nbytes // 4), hidden.offset * n)
+        self._hidden = rows[:, : plan.model.n_embd]
+        self.native_seconds = 0.0
+
+    def run(self, batch: Batch) -> Logits:
+        """Evaluate a batch of at most `max_tokens` tokens and `max_sequences` sequences.
+
+        Returns
+        -------
+        float32 [n_outputs, n_vocab], a view that the next call overwrites.
+        """
+        n_tokens, n_outputs = batch.n_tokens, batch.n_outputs
+        assert 0 < n_tokens <= self.max_tokens and len(batch.sequences) <= self.max_sequences
+        index = next(i for i, p in enumerate(self._programs) if n_tokens <= p.max_tokens)
+        program = self._programs[index]
+        self._room_for_outputs(n_outputs)
+        embedded = self._fill(batch)
+        program.set_rows(n_tokens, n_outputs)
+        first = program.first_after_embed if embedded else 0
+        last = len(program.calls) if n_outputs else program.first_head
+        started = time.perf_counter()
+        self._team.run(program.calls.ctypes.data + first * program.calls.itemsize, last - first)
+        self.native_seconds += time.perf_counter() - started
+        model = self.plan.model
+        rows = self._logits.array("<f4", (n_outputs, model.logits_stride))
+        return rows[:, : model.n_vocab]
+
+    def _fill(self, batch: Batch) -> bool:
+        """Write the inputs; true if embeddings took the place of token ids."""
+        embedded = [s.embeddings is not None for s in batch.sequences]
+        if any(embedded) and not all(embedded):
+            raise PlanError("a batch holds either token ids or embeddings")
+        at = out = 0
+        for row, sequence in enumerate(batch.sequences):
+            n = sequence.n
+            self._inputs.write(row, at, n, sequence.first_cell, sequence.positions)
+            self._inputs.block_table[row] = sequence.blocks.table
+            if sequence.embeddings is not None:
+                self._hidden[at : at + n] = sequence.embeddings
+            else:
+                self._inputs.token_ids[at : at + n] = sequence.token_ids
+            for index in sequence.outputs:
+                self._inputs.output_rows[out] = at + index
+                out += 1
+            at += n
+        return any(embedded)
+
+    def _room_for_outputs(self, n: int) -> None:
+        if n <= self._max_outputs:
+            return
+        self._max_outputs = n
+        self._logits = Region(self._logits_nbytes * n)
+        for program, places in zip(self._programs, self._logit_places, strict=True):
+            program.repoint(places, self._logits.address)
+
+
+class _Inputs:
+    """The arrays of `schema.INPUTS`, in one region."""
+
+    def __init__(self, plan: Plan, constants: Region, sizes: Sizes) -> None:
+        rope = plan.rope
+        self._region = Region(sizes.inputs_nbytes)
+        self.addresses = [self._region.address + sizes.inputs[name].offset for name in INPUTS]
+        arrays = {name: self._region.array(i.dtype, i.shape, i.offset) for name, i in sizes.inputs.items()}
+        self.token_ids, self.cells, self.sequences = arrays["token_ids"], arrays["cells"], arrays["sequences"]
+        self.output_rows, self.rope, self.block_table = arrays["output_rows"], arrays["rope"], arrays["block_table"]
+        frequency, axis = plan.constants[rope.inverse_frequency], plan.constants[rope.axis]
+        self._frequency = constants.array("<f8", frequency.shape, frequency.offset)
+        self._axis = constants.array("<i4", axis.shape, axis.offset)
+        self._one_axis = rope.n_axes == 1
+        self._magnitude = rope.magnitude
+
+    def write(self, row: int, at: int, n: int, first_cell: int, positions: npt.NDArray[np.int64] | None) -> None:
+        """Describe `n` tokens from index `at` on: row `row` of the block table, cells from `first_cell` on."""
+        cells = np.arange(first_cell, first_cell + n)
+        self.cells[at : at + n] = cells
+        self.sequences[at : at + n] = row
+        if positions is None or self._one_axis:
+            place = (cells if positions is None else positions[0])[:, None]
+        else:
+            place = positions[self._axis].T
+        angles = place * self._frequency
+        rope = self.rope[at : at + n]
+        np.cos(angles, out=rope[:, 0], casting="same_kind")
+        np.sin(angles, out=rope[:, 1], casting="same_kind")
+        if self._magnitude != 1.0:
+            rope *= self._magnitude

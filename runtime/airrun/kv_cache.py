@@ -1,0 +1,65 @@
+"""The KV cache: one pool of blocks shared by all sequences of an engine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airrun.errors import UsageError
+from airrun.ledger import kv_nbytes
+from airrun.memory import Bytes, Region
+from airrun.plan.schema import KvCache
+
+
+class BlockPool:
+    """Blocks of `spec.block_cells` tokens; block i of layer l stands at `layer_address(l) + i * block_nbytes`.
+
+    Memory is virtual until it is written, so a long context costs nothing before it is used.
+    """
+
+    def __init__(self, spec: KvCache, n_blocks: int) -> None:
+        self.spec, self.n_blocks = spec, n_blocks
+        self._layer_nbytes = n_blocks * spec.block_nbytes
+        self._region = Region(kv_nbytes(spec, n_blocks))
+        self._free = list(range(n_blocks - 1, -1, -1))
+
+    def layer_address(self, layer: int) -> int:
+        return self._region.address + layer * self._layer_nbytes
+
+    def take(self) -> int:
+        """A free block."""
+        if not self._free:
+            cells = self.n_blocks * self.spec.block_cells
+            raise UsageError(f"the KV cache is full: its {cells} tokens are in use by the open sequences")
+        return self._free.pop()
+
+    def give_back(self, block: int) -> None:
+        assert 0 <= block < self.n_blocks and block not in self._free
+        self._free.append(block)
+
+    def contents(self, layer: int, block: int) -> Bytes:
+        """The bytes of one block of one layer."""
+        start = layer * self._layer_nbytes + block * self.spec.block_nbytes
+        return self._region.bytes[start : start + self.spec.block_nbytes]
+
+
+class BlockList:
+    """The blocks of one sequence, in order."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.blocks: list[int] = []
+        self.table = np.zeros(pool.spec.max_blocks, np.int32)
+        """Row of the block table."""
+
+    def reserve(self, n_cells: int) -> None:
+        """Have blocks for the first `n_cells` tokens."""
+        while len(self.blocks) * self._pool.spec.block_cells < n_cells:
+            block = self._pool.take()
+            self.table[len(self.blocks)] = block
+            self.blocks.append(block)
+
+    def keep(self, n_cells: int) -> None:
+        """Give back the blocks past the first `n_cells` tokens."""
+        wanted = -(-n_cells // self._pool.spec.block_cells)
+        while len(self.blocks) > wanted:
+            self._pool.give_back(self.blocks.pop())

@@ -1,0 +1,62 @@
+"""From a file on the command line to an engine: what kind of file it is decides who opens it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airrun.built_here import claimed_digest, was_built_here
+from airrun.errors import ModelFileError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from airrun.engine import Engine
+
+_NOT_YET = {".onnx": "ONNX", ".safetensors": "safetensors"}
+
+
+def open_engine(
+    path: str, model: Sequence[str] = (), *, threads: int | None = None, ctx_size: int | None = None
+) -> Engine:
+    """Open a plan, or a GGUF model, which is compiled first unless the cache has its plan.
+
+    Parameters
+    ----------
+    path : str
+        Plan or model file.
+    model : sequence of str
+        Weight files of a plan; found by fingerprint where empty.
+    threads, ctx_size : int, optional
+        Override the plan's.
+
+    Raises
+    ------
+    ModelFileError, UnsupportedError, UsageError
+        If the file cannot be read, is of a kind that cannot be run, or ``model`` comes with a model.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _NOT_YET:
+        raise UnsupportedError(f"{path}: {_NOT_YET[suffix]} models are not supported yet; use GGUF")
+    try:
+        with open(path, "rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror}") from None
+    from airrun.engine import Engine
+
+    if not (is_gguf or suffix == ".gguf"):
+        _announce(path)
+        return Engine.from_plan(path, list(model) or None, threads=threads, ctx_size=ctx_size)
+    if model:
+        raise UsageError(f"--model gives the weights of a plan, but {path} is a model itself")
+    return Engine.from_gguf(path, threads=threads, ctx_size=ctx_size)
+
+
+def _announce(path: str) -> None:
+    """Say on stderr that a plan comes from elsewhere, before any of its code is loaded."""
+    digest = claimed_digest(path)
+    if digest is not None and not was_built_here(digest):
+        print(
+            f"note: {path} was not built on this machine; a plan is a program, trust whoever sent it", file=sys.stderr
+        )

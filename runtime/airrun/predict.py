@@ -1,0 +1,93 @@
+"""How fast a plan will run, from what the compiler counted and measured; no model is touched.
+
+A token reads every weight once and does the work that the compiler counted beyond that; attention reads the cache.
+Whichever takes longer, memory or the rest, is what bounds the speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from airrun.errors import AirError
+from airrun.plan.schema import Cost, Plan
+from airrun.probe import host_profile_path
+from airrun.profile import load_profile
+
+CONTEXT = 128
+"""Tokens already in the cache where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Expected speed.
+
+    Attributes
+    ----------
+    decode_tokens_per_second, prefill_tokens_per_second
+        None where the target's rates are unknown.
+    decode_bound, prefill_bound
+        'memory', 'compute', or 'unknown'.
+    decode_seconds
+        Of one token: 'weights', 'cache' and 'other' (computing, waiting, small steps).
+    context
+        Tokens in the cache before the one that is decoded.
+    upper_limit
+        Only memory could be counted, so that the real speed is lower.
+    load_seconds
+        Reading the weights from a cold disk; None if its rate is unknown.
+    """
+
+    decode_tokens_per_second: float | None
+    decode_bound: str
+    decode_seconds: dict[str, float]
+    prefill_tokens_per_second: float | None
+    prefill_bound: str
+    context: int
+    upper_limit: bool
+    load_seconds: float | None
+
+
+def predict(plan: Plan, context: int = CONTEXT) -> Prediction:
+    """Predict the speed of a plan with `context` tokens in the cache, on the plan's number of threads.
+
+    A plan for no particular machine has no rates; then those of this machine count, if `probe` has measured them.
+    """
+    cost, known = plan.cost, plan.cost.ram_bytes_per_s > 0
+    if not known:
+        cost = _on_this_machine(cost)
+    cells = -(-context // plan.kv.block_cells) * plan.kv.n_layers * plan.kv.block_nbytes
+    prefill = cost.prefill_macs_per_s / cost.macs_per_token if cost.macs_per_token else 0.0
+    disk = cost.disk_bytes_per_s
+    load = sum(file.nbytes for file in plan.files) / disk if disk else None
+    if not cost.ram_bytes_per_s:
+        return Prediction(
+            None, "unknown", {}, prefill or None, "compute" if prefill else "unknown", context, False, load
+        )
+    seconds = {
+        "weights": cost.weight_nbytes_per_token / cost.ram_bytes_per_s,
+        "cache": cells / cost.ram_bytes_per_s,
+        "other": cost.decode_overhead_s,
+    }
+    total = sum(seconds.values())
+    return Prediction(
+        decode_tokens_per_second=1 / total if total else None,
+        decode_bound="compute" if seconds["other"] > total / 2 else "memory",
+        decode_seconds=seconds,
+        prefill_tokens_per_second=prefill or None,
+        prefill_bound="compute" if prefill else "unknown",
+        context=context,
+        upper_limit=bool(total) and not known,
+        load_seconds=load,
+    )
+
+
+def _on_this_machine(cost: Cost) -> Cost:
+    """The cost with this machine's measured rates, or as it is."""
+    path = host_profile_path()
+    if not path.is_file():
+        return cost
+    try:
+        tiers = load_profile(path).tiers
+    except AirError:  # a damaged profile is reported by who builds with it; here it is only a missing figure
+        return cost
+    return replace(cost, ram_bytes_per_s=float(tiers.ram.bandwidth), disk_bytes_per_s=float(tiers.disk.bandwidth))

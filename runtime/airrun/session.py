@@ -1,0 +1,144 @@
+"""One conversation: its tokens and their place in the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from airrun.batch import Batch, BatchSequence
+from airrun.errors import UsageError
+from airrun.kv_cache import BlockList
+
+if TYPE_CHECKING:
+    from airrun.engine import Engine
+
+_ALL_LOGITS_AT_ONCE = 128
+"""Tokens per step when every position's logits are wanted: bounds the logits buffer."""
+
+
+class Session:
+    """State of one conversation of an engine.
+
+    Attributes
+    ----------
+    ids
+        Tokens whose keys and values are in the cache.
+    n_ctx
+        Most tokens it can hold.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ids: list[int] = []
+        self.n_ctx = engine.n_ctx
+        self._blocks = BlockList(engine.pool)
+
+    @property
+    def n_past(self) -> int:
+        return len(self.ids)
+
+    def eval(self, ids: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.float32]:
+        """Append tokens and compute logits.
+
+        Parameters
+        ----------
+        ids
+            Token ids, at least one.
+        all_logits
+            Logits of every new token rather than of the last.
+
+        Returns
+        -------
+        float32 [1 or len(ids), n_vocab]; with one row a view that the next evaluation overwrites.
+
+        Raises
+        ------
+        UsageError
+            An empty list, an id out of range, or more tokens than the context holds.
+        """
+        self._check(ids)
+        limit = _ALL_LOGITS_AT_ONCE if all_logits else self.engine.max_batch
+        pieces = [ids[i : i + limit] for i in range(0, len(ids), limit)]
+        rows: list[npt.NDArray[np.float32]] = []
+        for i, piece in enumerate(pieces):
+            last = [len(piece) - 1] if i == len(pieces) - 1 else []
+            logits = self.engine.run(Batch([self.extend(piece, range(len(piece)) if all_logits else last)]))
+            if all_logits:
+                rows.append(logits.copy())
+        return np.concatenate(rows) if all_logits else logits
+
+    def extend(self, ids: Sequence[int], outputs: Sequence[int]) -> BatchSequence:
+        """Take room for new tokens and describe them for a batch; the engine must then run it."""
+        self._check(ids)
+        first = len(self.ids)
+        self._blocks.reserve(first + len(ids))
+        self.ids.extend(ids)
+        return BatchSequence(self._blocks, first, ids, outputs)
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not len(ids):
+            raise UsageError("nothing to evaluate: the list of tokens is empty")
+        if len(self.ids) + len(ids) > self.n_ctx:
+            total = len(self.ids) + len(ids)
+            raise UsageError(f"{total} tokens do not fit the context of {self.n_ctx}; raise it with -c/--ctx-size")
+        lowest, highest = min(ids), max(ids)
+        if lowest < 0 or highest >= self.engine.n_vocab:
+            bad = lowest if lowest < 0 else highest
+            raise UsageError(f"token id {bad} is out of range: the vocabulary has {self.engine.n_vocab} entries")
+
+    def truncate(self, n: int) -> None:
+        """Keep the first `n` tokens."""
+        if not 0 <= n <= len(self.ids):
+            raise UsageError(f"cannot keep {n} of {len(self.ids)} tokens")
+        del self.ids[n:]
+        self._blocks.keep(n)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def save_state(self) -> tuple[dict[str, Any], list[memoryview]]:
+        """The cache's contents: a description, and the bytes of each block, layer by layer."""
+        spec = self.engine.pool.spec
+        meta = {
+            "n_blocks": len(self._blocks.blocks),
+            "n_layers": spec.n_layers,
+            "block_nbytes": spec.block_nbytes,
+            "ids": list(self.ids),
+        }
+        parts = [
+            memoryview(self.engine.pool.contents(layer, block))
+            for layer in range(spec.n_layers)
+            for block in self._blocks.blocks
+        ]
+        return meta, parts
+
+    def load_state(self, meta: dict[str, Any], payload: memoryview) -> None:
+        """Restore what `save_state` gave.
+
+        Raises
+        ------
+        UsageError
+            If it does not fit this engine; the session is then empty.
+        """
+        spec = self.engine.pool.spec
+        ids = meta.get("ids")
+        shape = (meta.get("n_layers"), meta.get("block_nbytes"), meta.get("n_blocks"))
+        self.reset()
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids) or not ids:
+            raise UsageError("the saved session has no tokens")
+        self._check(ids)
+        n_blocks = -(-len(ids) // spec.block_cells)
+        if shape != (spec.n_layers, spec.block_nbytes, n_blocks):
+            raise UsageError("the saved session belongs to another model or cache type")
+        if len(payload) != spec.n_layers * n_blocks * spec.block_nbytes:
+            raise UsageError("the saved session is incomplete")
+        self._blocks.reserve(len(ids))
+        data = np.frombuffer(payload, np.uint8).reshape(spec.n_layers, n_blocks, spec.block_nbytes)
+        for layer in range(spec.n_layers):
+            for i, block in enumerate(self._blocks.blocks):
+                self.engine.pool.contents(layer, block)[:] = data[layer, i]
+        self.ids = list(ids)

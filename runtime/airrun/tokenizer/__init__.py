@@ -1,0 +1,7 @@
+"""Tokenizers from GGUF metadata: byte-level BPE and SentencePiece-style (SPM), token for token like llama.cpp."""
+
+from airrun.tokenizer.spec import TokenizerSpec
+from airrun.tokenizer.stream import StreamDecoder
+from airrun.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer", "TokenizerSpec"]

@@ -1,0 +1,165 @@
+"""Byte pair encoding over a `MergeTable`.
+
+Nothing is built per token when a vocabulary is opened: a pair of symbols is looked up by bisection in the sorted
+table and remembered, so opening takes milliseconds where a dictionary of all merges takes tens of them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from functools import cached_property
+
+import numpy as np
+
+from airrun.tokenizer.byte_alphabet import CHAR_OF_BYTE, spell, unspell
+from airrun.tokenizer.merging import Keys, cut_where_nothing_joins, merge_symbols, pair_keys
+from airrun.tokenizer.pretokenizers import find_pre_tokenizer
+from airrun.tokenizer.spec import MergeTable, TokenizerSpec, TokenType
+
+# Words beyond this are cut where no merge joins before they are merged; longer ones are also not remembered.
+_LONG_WORD = 48
+_MAX_REMEMBERED = 1 << 16
+# A character without a symbol of its own takes its code point above this: no merge knows it.
+_UNKNOWN = 1 << 31
+_SPACE_MARK = "\u2581"
+
+
+class _Pairs(dict[int, tuple[int, int] | None]):
+    """(left << 32 | right) -> (rank, result) or None, filled from the sorted table when asked."""
+
+    def __init__(self, table: MergeTable) -> None:
+        super().__init__()
+        self._keys = array("Q", pair_keys(table.left, table.right).tobytes())
+        self._ranks = table.rank
+        self._results = table.result
+
+    def __missing__(self, key: int) -> tuple[int, int] | None:
+        if len(self) >= _MAX_REMEMBERED:
+            self.clear()
+        at = bisect_left(self._keys, key)
+        found = None
+        if at < len(self._keys) and self._keys[at] == key:
+            found = int(self._ranks[at]), int(self._results[at])
+        self[key] = found
+        return found
+
+
+class _Symbols(dict[str, int]):
+    """Character -> symbol id for models that are spelled in characters."""
+
+    def __init__(self, index: dict[str, int], extra: dict[str, int]) -> None:
+        super().__init__()
+        self._index = index
+        self._extra = extra
+
+    def __missing__(self, char: str) -> int:
+        if len(self) >= _MAX_REMEMBERED:
+            self.clear()
+        found = self._index.get(char)
+        if found is None:
+            found = self._extra.get(char, _UNKNOWN | ord(char))
+        self[char] = found
+        return found
+
+
+class BpeModel:
+    """Encodes text without special tokens and gives the bytes of each token."""
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self._spec = spec
+        self._pre = find_pre_tokenizer(spec.pre)
+        self._remembered: dict[str, list[int]] = {}
+
+    @cached_property
+    def _pairs(self) -> _Pairs:
+        return _Pairs(self._spec.merges)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {text: i for i, text in enumerate(self._spec.tokens)}
+
+    @cached_property
+    def _symbols(self) -> dict[str, int]:
+        merges, n = self._spec.merges, self._spec.n_tokens
+        if not self._pre.byte_level:
+            return _Symbols(self._index, {text: n + i for i, text in enumerate(merges.extra)})
+        none = n + len(merges.extra)
+        spelled = zip(CHAR_OF_BYTE, merges.byte_symbols.tolist(), strict=True)
+        return {char: symbol if symbol < none else _UNKNOWN | ord(char) for char, symbol in spelled}
+
+    @cached_property
+    def _joinable(self) -> Keys:
+        """Keys of the character pairs across which some merge joins."""
+        merges = self._spec.merges
+        texts = [*self._spec.tokens, *merges.extra]
+        first = np.array([ord(t[0]) for t in texts], np.uint32)
+        last = np.array([ord(t[-1]) for t in texts], np.uint32)
+        return np.unique(pair_keys(last[merges.left], first[merges.right]))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` (not empty), which is taken literally."""
+        if self._pre.escape_spaces:
+            text = text.replace(" ", _SPACE_MARK)
+        out: list[int] = []
+        remembered = self._remembered
+        for word in self._pre.split(text):
+            ids = remembered.get(word)
+            if ids is None:
+                ids = self._encode_word(word)
+                if len(word) <= _LONG_WORD:
+                    if len(remembered) >= _MAX_REMEMBERED:
+                        remembered.clear()
+                    remembered[word] = ids
+            out += ids
+        return out
+
+    def _encode_word(self, word: str) -> list[int]:
+        pre = self._pre
+        spelled = spell(word.encode("utf-8")) if pre.byte_level else word
+        if pre.whole_words or (pre.newline_words and not word.strip("\n")):
+            whole = self._index.get(spelled)
+            if whole is not None:
+                return [whole]
+        if len(spelled) <= _LONG_WORD:
+            return self._merge(spelled)
+        out: list[int] = []
+        known: dict[str, list[int]] = {}
+        for piece in cut_where_nothing_joins(spelled, self._joinable):
+            ids = known.get(piece)
+            if ids is None:
+                ids = known[piece] = self._merge(piece)
+            out += ids
+        return out
+
+    def _merge(self, spelled: str) -> list[int]:
+        symbols, pairs, n = self._symbols, self._pairs, self._spec.n_tokens
+        merged = merge_symbols([symbols[c] for c in spelled], lambda left, right: pairs[left << 32 | right])
+        if all(s < n for s in merged):
+            return merged
+        out: list[int] = []
+        for symbol in merged:
+            if symbol < n:
+                out.append(symbol)
+            else:
+                out += self._by_bytes(
+                    chr(symbol ^ _UNKNOWN) if symbol >= _UNKNOWN else self._spec.merges.extra[symbol - n]
+                )
+        return out
+
+    def _by_bytes(self, text: str) -> list[int]:
+        """Byte tokens for text that is no token; like llama.cpp, bytes without a token are left out."""
+        if self._pre.byte_level:
+            names = [bytes([b]).decode("utf-8", "surrogateescape") for b in text.encode("utf-8", "surrogateescape")]
+        else:
+            names = [f"<0x{b:02X}>" for b in text.encode("utf-8", "surrogateescape")]
+        return [self._index[name] for name in names if name in self._index]
+
+    def piece(self, token: int) -> bytes:
+        """Bytes that an ordinary token stands for."""
+        raw = self._spec.tokens.raw(token)
+        if self._spec.token_types[token] != TokenType.NORMAL:
+            return raw
+        if self._pre.escape_spaces:
+            return raw.replace(_SPACE_MARK.encode(), b" ")
+        return unspell(raw.decode("utf-8", "surrogateescape"))

@@ -1,0 +1,445 @@
+"""The command line: options and their twins, streams, exit statuses, sessions; on a stand-in engine."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from fake_engine import BOS, FakeEngine, answering, continuing
+
+import airrun
+from airrun import cli
+from airrun.completion import format_metrics, make_config
+from airrun.errors import ModelFileError
+from airrun.options import OPTIONS, OptionParser
+from airrun.session_file import load_session, save_session
+
+RUNTIME = Path(airrun.__file__).parents[1]
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{{ '<|im_start|>assistant\n' }}"
+)
+
+
+class Command:
+    """Runs `cli.main` on a fake engine; remembers how the engine was opened."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self._patch, self._capsys = patch, capsys
+        self.plan = str(folder / "model.plan.bin")
+        self.gguf = str(folder / "model.gguf")
+        Path(self.plan).write_bytes(b"AIRPLAN\0")
+        Path(self.gguf).write_bytes(b"GGUF\3\0\0\0")
+        self.opened: tuple[Any, ...] = ()
+        self.engine = FakeEngine(continuing([BOS, *b"Hello"], " world"))
+        module = ModuleType("airrun.engine")
+        module.Engine = self  # type: ignore[attr-defined]
+        patch.setitem(sys.modules, "airrun.engine", module)
+
+    def from_plan(self, *args: Any, **kwargs: Any) -> FakeEngine:
+        self.opened = ("plan", *args, kwargs)
+        return self.engine
+
+    def from_gguf(self, *args: Any, **kwargs: Any) -> FakeEngine:
+        self.opened = ("gguf", *args, kwargs)
+        return self.engine
+
+    def __call__(self, *args: str, stdin: str | bytes | None = None) -> tuple[int, str, str]:
+        data = io.BytesIO((stdin or "").encode() if isinstance(stdin, str | None) else stdin)
+        source = io.TextIOWrapper(data, "utf-8")
+        self._patch.setattr(source, "isatty", lambda: stdin is None)
+        self._patch.setattr(sys, "stdin", source)
+        status = cli.main(list(args))
+        captured = self._capsys.readouterr()
+        return status, captured.out, captured.err
+
+
+@pytest.fixture
+def airrun_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    for option in OPTIONS:
+        monkeypatch.delenv(option.environment, raising=False)
+    return Command(monkeypatch, capsys, tmp_path)
+
+
+def test_stdout_is_the_generated_text_and_nothing_else(airrun_command: Command, tmp_path: Path) -> None:
+    plan = airrun_command.plan
+    assert airrun_command(plan, "-p", "Hello", "--temp", "0") == (0, " world", "")
+    assert airrun_command.engine.closed
+    assert airrun_command(plan, "--temp", "0", stdin="Hello\n") == (0, " world", "")
+    (tmp_path / "prompt.txt").write_text("Hello\n")
+    assert airrun_command(plan, "--temp", "0", "-f", str(tmp_path / "prompt.txt")) == (0, " world", "")
+    assert airrun_command(plan, "--temp", "0", "-f", "-", stdin="Hello") == (0, " world", "")
+    assert airrun_command(plan, "-p", "Hello", "--temp", "0", "-n", "3") == (0, " wo", "")
+    assert airrun_command(plan, "-p", "Hello", "--temp", "0", "-r", "zz", "--stop", "r") == (0, " wo", "")
+
+
+def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -> None:
+    run = airrun_command
+    run(run.plan, "-p", "Hello")
+    assert run.opened == ("plan", run.plan, None, {"threads": None, "ctx_size": None})
+    run(run.plan, "-p", "Hello", "--model", "a", "--model", "b", "-t", "2", "-c", "99")
+    assert run.opened == ("plan", run.plan, ["a", "b"], {"threads": 2, "ctx_size": 99})
+    run(run.gguf, "-p", "Hello", "-t3")
+    assert run.opened == ("gguf", run.gguf, {"threads": 3, "ctx_size": None})
+    for path, message in (
+        ("x.onnx", "x.onnx: ONNX models are not supported yet"),
+        ("x.safetensors", "x.safetensors: safetensors models are not supported yet"),
+        ("missing.bin", "missing.bin: No such file or directory"),
+    ):
+        status, out, err = run(path, "-p", "Hello")
+        assert (status, out) == (1, "")
+        assert err.startswith(f"error: {message}")
+        assert err.count("\n") == 1
+    assert "is a model itself" in run(run.gguf, "-p", "Hello", "--model", "a")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "required: MODEL_OR_PLAN"),
+        (["--nonsense", "-p", "x"], "unrecognized arguments: --nonsense"),
+        (["-ngl", "99", "-p", "x"], "-ngl"),
+        (["-fa", "-p", "x"], "unrecognized arguments: -fa"),
+        (["--tem", "0", "-p", "x"], "unrecognized arguments: --tem"),
+        (["--grammar", "root ::= x", "-p", "x"], "--grammar is not implemented yet"),
+        (["-j", "{}", "-p", "x"], "-j is not implemented yet"),
+        (["--json-schema={}", "-p", "x"], "--json-schema is not implemented yet"),
+        (["--ram", "1G", "-p", "x"], "--ram is not implemented yet"),
+        (["-p", "x", "-f", "y"], "not both"),
+        (["-p", "x", "-sys", "y"], "needs --chat"),
+        (["-p"], "expected one argument"),
+        (["-p", "x", "--temp", "warm"], "'warm' is not a valid number"),
+        (["-p", "x", "-n", "-5"], "must be -1 or more"),
+        (["-p", "x", "-t", "0"], "must be 1 or more"),
+        (["-p", "x", "--top-p", "1.5"], "top_p must be between 0 and 1"),
+        (["-p", "x", "--stop", ""], "empty string"),
+        (["-p", "x", "-l", "12"], "must look like"),
+        (["-p", "x", "-l", "12+nan"], "logit_bias of token 12"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(airrun_command: Command, args: list[str], message: str) -> None:
+    status, out, err = airrun_command(*([airrun_command.plan] if args else []), *args)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
+    assert airrun_command.opened == ()
+
+
+def test_no_prompt_at_a_terminal_is_wrong_usage(airrun_command: Command) -> None:
+    status, _, err = airrun_command(airrun_command.plan)
+    assert (status, "no prompt" in err) == (2, True)
+
+
+def parse(*args: str) -> Any:
+    parser = OptionParser("airrun")
+    parser.add_options(option.name for option in OPTIONS)
+    return parser.parse_args(args)
+
+
+def test_defaults_are_those_of_llama_cpp(airrun_command: Command) -> None:
+    config = make_config(parse())
+    assert (config.temperature, config.top_k, config.top_p, config.min_p) == (0.8, 40, 0.95, 0.05)
+    assert (config.repeat_penalty, config.repeat_last_n, config.frequency_penalty) == (1.0, 64, 0.0)
+    assert (config.max_tokens, config.seed, config.stop, dict(config.logit_bias)) == (-1, None, (), {})
+
+
+GIVEN = {
+    "model": (["--model", "a", "--model", "b"], "a\nb", ["a", "b"]),
+    "prompt": (["-p", "--- x"], "--- x", "--- x"),
+    "file": (["-f", "x"], "x", "x"),
+    "predict": (["--n-predict", "5"], "5", 5),
+    "ctx_size": (["-c", "7"], "7", 7),
+    "threads": (["-t", "2"], "2", 2),
+    "seed": (["-s", "9"], "9", 9),
+    "temp": (["--temperature", "-1"], "-1", -1.0),
+    "top_k": (["--top-k", "-1"], "-1", -1),
+    "top_p": (["--top-p", ".5"], ".5", 0.5),
+    "min_p": (["--min-p", "0.5"], "0.5", 0.5),
+    "repeat_penalty": (["--repeat-penalty", "1.5"], "1.5", 1.5),
+    "repeat_last_n": (["--repeat-last-n", "-1"], "-1", -1),
+    "frequency_penalty": (["--frequency-penalty", "1.5"], "1.5", 1.5),
+    "presence_penalty": (["--presence-penalty", "-1.5"], "-1.5", -1.5),
+    "logit_bias": (["-l", "3+1.5", "--logit-bias", "4-inf"], "3+1.5\n4-inf", [(3, 1.5), (4, float("-inf"))]),
+    "stop": (["-r", "---", "--stop", "-p"], "---\n-p", ["---", "-p"]),
+    "ignore_eos": (["--ignore-eos"], "1", True),
+    "chat": (["--chat"], "true", True),
+    "system_prompt": (["-sys", "-x-"], "-x-", "-x-"),
+    "session": (["--session", "x"], "x", "x"),
+    "verbose": (["-v"], "on", True),
+}
+
+
+def test_every_option_has_a_flag_and_a_twin(airrun_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(GIVEN) == {option.name for option in OPTIONS}
+    for option in OPTIONS:
+        flags, twin, expected = GIVEN[option.name]
+        default = list(option.default) if option.repeat else option.default
+        assert getattr(parse(), option.name) == default != expected
+        assert getattr(parse(*flags), option.name) == expected
+        with monkeypatch.context() as context:
+            context.setenv(f"AIR_ARG_{option.name.upper()}", twin)
+            assert getattr(parse(), option.name) == expected
+            context.setenv(f"AIR_ARG_{option.name.upper()}", "0" if not option.metavar else "\n")
+            if option.name not in ("prompt", "file", "system_prompt", "session", "model", "logit_bias", "stop"):
+                assert getattr(parse(*flags), option.name) == expected  # the flag wins
+
+
+def test_a_bad_environment_value_is_named(airrun_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIR_ARG_TOP_K", "many")
+    status, _, err = airrun_command(airrun_command.plan, "-p", "x")
+    assert (status, "environment variable AIR_ARG_TOP_K: 'many'" in err) == (2, True)
+    monkeypatch.delenv("AIR_ARG_TOP_K")
+    monkeypatch.setenv("AIR_ARG_CHAT", "maybe")
+    assert "AIR_ARG_CHAT: 'maybe' must be 1 or 0" in airrun_command(airrun_command.plan, "-p", "x")[2]
+
+
+def test_help_shows_every_option_with_its_twin(airrun_command: Command) -> None:
+    status, out, _ = airrun_command("--help")
+    assert status == 0
+    for option in OPTIONS:
+        assert option.flags[0] in out
+        assert option.environment in out.replace("\n", "").replace(" ", "")
+    assert "airrun bench" in out
+    assert "--grammar" not in out
+    assert airrun_command("--version")[1] == f"airrun {airrun.__version__}\n"
+
+
+def test_prompts_that_cannot_be_read(airrun_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"ab\xff")
+    for args, stdin, message in (
+        (["-f", str(tmp_path / "binary")], None, "the prompt is not UTF-8 at byte 2"),
+        (["-f", str(tmp_path)], None, "cannot be read: Is a directory"),
+        (["-f", "nowhere"], None, "nowhere: the prompt cannot be read"),
+        ([], b"\xff", "stdin: the prompt is not UTF-8 at byte 0"),
+        (["-p", "\udcff"], None, "the prompt is not valid UTF-8"),
+    ):
+        status, out, err = airrun_command(airrun_command.plan, *args, stdin=stdin)  # type: ignore[arg-type]
+        assert (status, out) == (1, "")
+        assert message in err
+
+
+def test_a_full_context_is_told_on_stderr(airrun_command: Command) -> None:
+    airrun_command.engine = FakeEngine(continuing([BOS, *b"Hello"], "x" * 99), n_ctx=10)
+    status, out, err = airrun_command(airrun_command.plan, "-p", "Hello", "--temp", "0")
+    assert (status, out) == (0, "xxxxx")
+    assert err == "note: the context of 10 tokens is full; --ctx-size sets it\n"
+    status, out, err = airrun_command(airrun_command.plan, "-p", "Hello, hello")
+    assert (status, out) == (1, "")
+    assert err == "error: the prompt has 13 tokens, but the context holds 10: raise --ctx-size\n"
+
+
+def test_verbose_prints_the_metrics(airrun_command: Command) -> None:
+    status, out, err = airrun_command(airrun_command.plan, "-p", "Hello", "--temp", "0", "--verbose")
+    assert (status, out) == (0, " world")
+    assert err == format_metrics(airrun_command.engine.metrics()) + "\n"
+    assert err.splitlines() == [
+        "load: 0.500 s",
+        "decode: 25 tokens, 2.000 s, 12.5 tokens/s",
+        "prefill: 0 tokens, 0.000 s",
+        "peak rss: 3.0 MiB",
+        "stall: 12.5%",
+        "threads: 2",
+    ]
+
+
+def test_chat(airrun_command: Command) -> None:
+    airrun_command.engine = FakeEngine(answering("one", "two"), chat_template=CHATML_TEMPLATE)
+    run = airrun_command(airrun_command.plan, "--chat", "-sys", "S", "-p", "A", "--temp", "0", stdin="B\n")
+    assert run == (0, "one\ntwo\n", "")
+    assert bytes(t for t in airrun_command.engine.session.ids if t < 256).startswith(b"system\nS\nuser\nA\n")
+
+
+def test_subcommands_are_dispatched(airrun_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run(args: Any) -> int:
+        seen.append(args)
+        return 3
+
+    module = ModuleType("airrun.bench")
+    module.add_arguments = lambda parser: parser.add_options(["model", "threads"])  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "airrun.bench", module)
+    monkeypatch.setenv("AIR_ARG_MODEL", "w")
+    assert airrun_command("bench", "-t", "4")[0] == 3
+    assert (seen[0].threads, seen[0].model) == (4, ["w"])
+    assert "see airrun bench --help" in airrun_command("bench", "--top-k", "4")[2]
+
+
+def test_sessions_go_on_where_they_stopped(airrun_command: Command, tmp_path: Path) -> None:
+    run, file = airrun_command, str(tmp_path / "state")
+    prompt = [BOS, *b"Hello"]
+
+    def fresh() -> None:
+        run.engine = FakeEngine(continuing(prompt, " wide world"))
+
+    fresh()
+    assert run(run.plan, "-p", "Hello", "-n", "3", "--temp", "0", "--session", file)[:2] == (0, " wi")
+    fresh()
+    assert run(run.plan, "-n", "4", "--temp", "0", "--session", file)[:2] == (0, "de w")
+    fresh()
+    assert run(run.plan, "--temp", "0", "--session", file, stdin="")[:2] == (0, "orld")
+    fresh()
+    assert run(run.plan, "-p", "Hello", "-n", "2", "--temp", "0", "--session", file)[:2] == (0, " w")
+    assert run.engine.session.evaluated == 2  # the last prompt token, and one generated: the rest was restored
+    assert os.listdir(tmp_path) == unordered(["model.plan.bin", "model.gguf", "state"])
+
+
+def unordered(names: list[str]) -> Any:
+    """Equal to any list with the same names."""
+
+    class Unordered(list[str]):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, list) and sorted(self) == sorted(other)
+
+    return Unordered(names)
+
+
+def test_a_chat_goes_on_from_a_session(airrun_command: Command, tmp_path: Path) -> None:
+    run, file = airrun_command, str(tmp_path / "state")
+    for typed, expected in (("A\n", "one\n"), ("", ""), ("B\n", "two\n")):
+        run.engine = FakeEngine(answering("one", "two"), chat_template=CHATML_TEMPLATE)
+        assert run(run.plan, "--chat", "--temp", "0", "--session", file, stdin=typed)[:2] == (0, expected)
+    assert run.engine.session.evaluated < 60
+
+
+def saved(path: Path, ids: list[int]) -> bytes:
+    engine = FakeEngine(lambda _: 0)
+    if ids:
+        engine.session.eval(ids)
+    save_session(path, engine.session, "fake", {"note": "x"})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("ids", [[], [5], list(range(200))])
+def test_session_round_trip(tmp_path: Path, ids: list[int]) -> None:
+    saved(tmp_path / "s", ids)
+    session = FakeEngine(lambda _: 0).session
+    session.eval([1, 2, 3])
+    assert load_session(tmp_path / "s", session, "fake") == {"note": "x"}
+    assert session.ids == ids
+
+
+def test_every_damaged_byte_of_a_session_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    data = saved(path, [1, 2, 3])
+    session = FakeEngine(lambda _: 0).session
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :])
+        with pytest.raises(ModelFileError, match="^[^\n]*s: [^\n]*$"):
+            load_session(path, session, "fake")
+        path.write_bytes(data[:at])
+        with pytest.raises(ModelFileError):
+            load_session(path, session, "fake")
+    path.write_bytes(data + b"\0")
+    with pytest.raises(ModelFileError, match="truncated or damaged"):
+        load_session(path, session, "fake")
+    assert session.ids == []
+
+
+def test_foreign_sessions_are_refused(airrun_command: Command, tmp_path: Path) -> None:
+    run, file = airrun_command, tmp_path / "state"
+    saved(file, list(range(20)))
+    args = (run.plan, "-p", "Hello", "--session", str(file))
+    run.engine.loaded.digest = "other"
+    assert "saved by another plan or model" in run(*args)[2]
+    run.engine.loaded.digest = "fake"
+    run.engine.session.n_ctx = 10
+    assert "holds 20 tokens, but the context 10" in run(*args)[2]
+    file.write_bytes(b"something else, which is long enough to be looked at, but is not a session at all")
+    status, out, err = run(*args)
+    assert (status, out) == (1, "")
+    assert "not a session file" in err
+    assert "cannot be saved" in run(run.plan, "-p", "Hello", "--session", str(tmp_path / "no" / "where"))[2]
+
+
+def process(script: str, **settings: Any) -> subprocess.Popen[bytes]:
+    """A new Python in which the engine is a fake whose model says `x` for ever, slowly."""
+    code = f"""
+        import sys, time
+        from types import ModuleType
+        from fake_engine import FakeEngine
+        import airrun.cli as cli
+
+        def slow(ids):
+            time.sleep(0.01)
+            return ord("x")
+
+        class Engine:
+            from_plan = staticmethod(lambda *a, **k: FakeEngine(slow))
+
+        sys.modules["airrun.engine"] = module = ModuleType("airrun.engine")
+        module.Engine = Engine
+        {script}
+    """
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(RUNTIME), str(Path(__file__).parent)])}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings,
+    )  # fmt: skip
+
+
+RUN_FOR_EVER = "sys.exit(cli.main([cli.__file__, '-p', 'Hello', '--temp', '0']))"
+
+
+def test_interrupt_ends_with_130_and_a_new_line() -> None:
+    with process(RUN_FOR_EVER) as child:
+        assert child.stdout is not None and child.stdout.read(3) == b"xxx"
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=10)
+        assert child.returncode == 130
+        assert (set(out) <= set(b"x"), err) == (True, b"\n")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    with process(RUN_FOR_EVER) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.read(1) == b"x"
+        child.stdout.close()
+        assert child.stderr.read() == b""
+        assert child.wait(timeout=10) == 141
+
+
+def test_a_full_disk_is_one_line() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    with process("sys.stdout = open('/dev/full', 'w'); " + RUN_FOR_EVER) as child:
+        _, err = child.communicate(timeout=10)
+        assert (child.returncode, err) == (1, b"error: No space left on device\n")
+
+
+def test_starting_is_cheap() -> None:
+    code = """
+        import sys, time
+        import numpy
+        start = time.process_time()
+        import airrun.cli
+        took = time.process_time() - start
+        for name in ("jinja2", "tokenizers", "numpy.random", "ssl", "importlib.metadata"):
+            assert name not in sys.modules, name
+        import airrun.completion
+        for name in ("jinja2", "tokenizers", "numpy.random", "secrets"):
+            assert name not in sys.modules, name
+        print(took)
+    """
+    env = os.environ | {"PYTHONPATH": str(RUNTIME)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    took = [float(subprocess.run(command, env=env, capture_output=True, check=True).stdout) for _ in range(4)]
+    assert min(took) < 0.015
+
+
+def test_the_package_exports_lazily() -> None:
+    from airrun.generate import GenerateConfig
+
+    assert airrun.GenerateConfig is GenerateConfig
+    assert airrun.AirError.__module__ == "airrun.errors"
+    with pytest.raises(AttributeError, match="nonsense"):
+        airrun.nonsense  # noqa: B018

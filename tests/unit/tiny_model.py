@@ -1,0 +1,96 @@
+"""A llama of two layers in a real file, and its plan: small enough to be compiled while a test waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+import aircompile
+import airkernels
+import airrun
+import airschedules
+from airrun.machine import detect
+from airrun.probe import host_profile_path
+from airrun.profile import Disk, Profile, Tier, Tiers
+
+N_LAYERS, N_EMBD, N_FF, N_HEADS, N_KV_HEADS, HEAD_DIM, N_CTX = 2, 64, 96, 4, 2, 16, 256
+PACKAGES = (aircompile, airkernels, airrun, airschedules)
+
+
+def write_tiny(path: Path, seed: int = 0) -> Path:
+    """A GGUF with Q8_0 matrices of seeded random weights and a byte vocabulary."""
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("Tiny")
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_block_count(N_LAYERS)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEADS)
+    writer.add_head_count_kv(N_KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b"]
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(words) - 259))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    shapes = {"token_embd": (len(words), N_EMBD), "output": (len(words), N_EMBD)}
+    for i in range(N_LAYERS):
+        width = N_HEADS * HEAD_DIM
+        shapes |= {f"blk.{i}.attn_q": (width, N_EMBD), f"blk.{i}.attn_output": (N_EMBD, width)}
+        shapes |= {f"blk.{i}.attn_{name}": (N_KV_HEADS * HEAD_DIM, N_EMBD) for name in "kv"}
+        shapes |= {f"blk.{i}.ffn_{name}": (N_FF, N_EMBD) for name in ("gate", "up")}
+        shapes |= {f"blk.{i}.ffn_down": (N_EMBD, N_FF)}
+    for name, shape in shapes.items():
+        data = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(f"{name}.weight", gguf.quantize(data, kind), raw_dtype=kind)
+    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(N_LAYERS) for part in ("attn", "ffn"))):
+        writer.add_tensor(f"{name}.weight", np.ones(N_EMBD, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def measured_host() -> Profile:
+    """This machine with made-up rates, so that nothing needs to be probed."""
+    found = detect()
+    ram = Tier(found.tiers.ram.size, bandwidth=20_000_000_000, bandwidth_1=10_000_000_000)
+    return replace(found, tiers=Tiers(ram, Disk(bandwidth=1_000_000_000)))
+
+
+def shared_home(factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for one run of the tests: kernels are compiled once. Its model is ``tiny.gguf``."""
+    home = factory.getbasetemp() / "tiny"
+    if not home.is_dir():
+        home.mkdir()
+        write_tiny(home / "tiny.gguf")
+        (home / host_profile_path().name).write_text(measured_host().to_toml())
+    return home
+
+
+def use_home(patch: pytest.MonkeyPatch, home: Path) -> None:
+    """Make this process, and those it starts, use a cache folder and the packages under test."""
+    patch.setenv("AIRCOMPILE_HOME", str(home))
+    patch.delenv("AIR_ISA", raising=False)
+    folders = [str(Path(package.__file__ or "").parents[1]) for package in PACKAGES]
+    patch.setenv("PYTHONPATH", ":".join(dict.fromkeys(folders)))
+
+
+def tiny_plan(home: Path) -> Path:
+    """The plan of ``tiny.gguf``, built once; `use_home` must have been called."""
+    from aircompile.cli import main
+
+    path = home / "tiny.plan.bin"
+    if not path.exists():
+        assert main(["build", str(home / "tiny.gguf"), "-o", str(path), "--quiet"]) == 0
+    return path
