@@ -57,15 +57,15 @@ class Tables:
     def operand(self, pointer: Pointer) -> schema.Operand:
         if pointer.space == "value":
             return schema.Operand("buffer", self.buffers[pointer.name], pointer.offset)
-        index = {
-            "none": lambda: 0,
-            "weight": lambda: self.weight_index[pointer.name],
-            "tensor": lambda: self.tensors[pointer.name],
-            "input": lambda: schema.INPUTS.index(pointer.name),
-            "kv": lambda: int(pointer.name),
-            "logits": lambda: 0,
-            "scratch": lambda: 0,
-        }[pointer.space]()
+        index = 0
+        if pointer.space == "weight":
+            index = self.weight_index[pointer.name]
+        elif pointer.space == "tensor":
+            index = self.tensors[pointer.name]
+        elif pointer.space == "input":
+            index = schema.INPUTS.index(pointer.name)
+        elif pointer.space == "kv":
+            index = int(pointer.name)
         return schema.Operand(pointer.space, index, pointer.offset)
 
     def step(self, call: Call) -> schema.Step:
@@ -172,9 +172,7 @@ def _weight(graph: Graph, tables: Tables, weight: PanelWeight) -> schema.Weight:
         nbytes=sum(panels) * panel_nbytes,
         panel_nbytes=panel_nbytes,
         pack=weight.pack.symbol,
-        parts=tuple(
-            schema.WeightPart(tables.tensors[name], sum(panels[:i])) for i, name in enumerate(weight.tensors)
-        ),
+        parts=tuple(schema.WeightPart(tables.tensors[name], sum(panels[:i])) for i, name in enumerate(weight.tensors)),
     )
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import airkernels
@@ -28,7 +28,7 @@ from airschedules.specs import KernelSpec
 Progress = Callable[[str, int, int], None]
 """Called with what is being compiled, how many are done, and how many there are."""
 
-_NATIVE = Path(airkernels.__file__).parent / "native"
+_NATIVE = Path(str(airkernels.__file__)).parent / "native"
 _SYSTEM = "x86_64-linux-musl"
 
 
@@ -57,8 +57,8 @@ def compile_library(specs: Sequence[KernelSpec], isa: VectorIsa, progress: Progr
     objects = []
     for i, spec in enumerate(specs):
         progress(f"{isa.name} {spec.symbol}", i, len(specs))
-        objects.append(_cached(f"{isa.name} {isa} {spec.symbol} {spec.schedule(isa)}", lambda s=spec: _compile(s, isa)))
-    objects.append(_cached(f"replay {isa.name}", lambda: _compile_replay(isa)))
+        objects.append(_cached(f"{isa.name} {isa} {spec.symbol} {spec.schedule(isa)}", partial(_compile, spec, isa)))
+    objects.append(_cached("replay", _compile_replay))
     progress(f"{isa.name} linking", len(specs), len(specs))
     return CompiledLibrary(isa, _link(objects), -(-scratch // 64) * 64)
 
@@ -83,7 +83,7 @@ def _sources() -> str:
     """Digest of the code that decides what an object contains."""
     digest = hashlib.sha256()
     for package in (airkernels, airschedules):
-        for path in sorted(Path(package.__file__).parent.rglob("*")):
+        for path in sorted(Path(str(package.__file__)).parent.rglob("*")):
             if path.suffix in {".py", ".c", ".h"}:
                 digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for tool in ("apache-tvm", "ziglang"):
@@ -101,7 +101,7 @@ def _compile(spec: KernelSpec, isa: VectorIsa) -> bytes:
         return path.read_bytes()
 
 
-def _compile_replay(isa: VectorIsa) -> bytes:
+def _compile_replay() -> bytes:
     flags = ["-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-g0", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "replay.o"

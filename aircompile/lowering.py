@@ -158,7 +158,8 @@ class Lowering:
 
     def tensor(self, name: str) -> Pointer:
         if self.graph.weights[name].format != "F32":
-            raise UnsupportedError(f"tensor {name}: {self.graph.weights[name].format} vectors are not supported, only F32")
+            fmt = self.graph.weights[name].format
+            raise UnsupportedError(f"tensor {name}: vectors in {fmt} are not supported, only in F32")
         return Pointer("tensor", name)
 
 
@@ -170,7 +171,8 @@ def _input(name: str) -> Pointer:
 def _format(graph: Graph, tensor: str) -> str:
     name = graph.weights[tensor].format
     if name not in FORMATS:
-        raise UnsupportedError(f"tensor {tensor}: block format {name} is not supported (supported: {', '.join(FORMATS)})")
+        known = ", ".join(FORMATS)
+        raise UnsupportedError(f"tensor {tensor}: block format {name} is not supported (supported: {known})")
     return name
 
 

@@ -123,9 +123,8 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
     dump.text("memory", "\n".join(f"{p.offset:8d} {p.nbytes:8d} {name}" for name, p in placements.items()))
 
     report.phase("compile kernels")
-    libraries: list[CompiledLibrary] = []
-    for isa in _instruction_sets(options.profile):
-        libraries.append(compile_library(specs, ISAS[isa], report.step))
+    isas = _instruction_sets(options.profile)
+    libraries: list[CompiledLibrary] = [compile_library(specs, ISAS[isa], report.step) for isa in isas]
 
     report.phase("write the plan")
     choice = Choice(options.profile.name, ctx_size, options.threads, options.activations, kv_type, options.tune)

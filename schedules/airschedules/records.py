@@ -36,7 +36,7 @@ class MatmulTask:
 
 @dataclass(frozen=True)
 class Record:
-    """A measured schedule; `gops` is 10^9 operations per second on one thread, `baseline` those of the rules' choice."""
+    """A measured schedule: 10^9 operations per second on one thread, and those of the rules' choice."""
 
     schedule: MatmulSchedule
     gops: float

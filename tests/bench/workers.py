@@ -98,7 +98,9 @@ def _tokens(n: int, n_vocab: int) -> list[int]:
 class Worker:
     """A worker process, from the side of the benchmark."""
 
-    def __init__(self, kind: str, plan: Path | str, model: Path | str, threads: int, python: str = sys.executable) -> None:
+    def __init__(
+        self, kind: str, plan: Path | str, model: Path | str, threads: int, python: str = sys.executable
+    ) -> None:
         command = [python, __file__, kind, str(plan), str(model), str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

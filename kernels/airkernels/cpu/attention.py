@@ -12,10 +12,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airkernels.cpu.isa import VectorIsa
-from airkernels.cpu.program import Expr, Kernel, Region, byte_offset, cast, const, define, let, local, loop, splat, when, zeros
-from airkernels.cpu.vectors import add, exp, float_to_half, half_to_float, lanes_dividing, reduce
 from tvm import tirx
+
+from airkernels.cpu.isa import VectorIsa
+from airkernels.cpu.program import (
+    Expr,
+    Kernel,
+    Region,
+    byte_offset,
+    cast,
+    const,
+    define,
+    let,
+    local,
+    loop,
+    splat,
+    when,
+    zeros,
+)
+from airkernels.cpu.vectors import add, exp, float_to_half, half_to_float, lanes_dividing, reduce
 
 BLOCK_CELLS = 64
 """Tokens per block of the cache, and per step of the softmax."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import tvm
-from airkernels.cpu.isa import VectorIsa
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
+
+from airkernels.cpu.isa import VectorIsa
 
 _PIPELINE = "aircompile-cpu"
 
@@ -17,7 +18,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
     """TVM's lowering without the packed-call wrapper: functions keep their C signature and their locals
     stay on the stack, so that a library of them needs nothing of TVM at run time."""
 
-    @tvm.transform.module_pass(opt_level=0)
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]  # TVM has no annotations
     def lower(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         t = tirx.transform
         return tvm.ir.transform.Sequential(
@@ -44,7 +45,7 @@ compilation_pipeline.register_tir_pipeline(_PIPELINE, _pipeline)
 
 def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: VectorIsa) -> Any:
     """Compile kernels into one TVM library for an instruction set."""
-    target = {"kind": "llvm", "mcpu": isa.cpu, "mtriple": "x86_64-linux-gnu"}
+    target: dict[str, Any] = {"kind": "llvm", "mcpu": isa.cpu, "mtriple": "x86_64-linux-gnu"}
     if isa.attributes:
         target["mattr"] = list(isa.attributes)
     return tirx.build(tvm.IRModule(dict(kernels)), target=tvm.target.Target(target), pipeline=_PIPELINE)

@@ -10,6 +10,9 @@ p3 bias float32 (if any), p7 scratch of all workers (quantized weights only).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+
+from tvm import tirx
 
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.matmul_int import MatmulShape, for_each_tile, store_row
@@ -18,7 +21,6 @@ from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast
 from airkernels.cpu.rows import float_value
 from airkernels.formats import AnyFormat, BlockFormat, FloatFormat
 from airkernels.formats.base import WORD
-from tvm import tirx
 
 _CHAINS = 2
 """Partial sums per output: hides the latency of multiply-add."""
@@ -51,12 +53,14 @@ def _decode_panel(isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: 
                         out.store(column * PANEL + first_row, value)
 
 
-def matmul_float(name: str, isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, in_stride: int, tile: int) -> tirx.PrimFunc:
+def matmul_float(
+    name: str, isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, in_stride: int, tile: int
+) -> tirx.PrimFunc:
     """Build the product kernel; `in_stride` floats lie between the rows of x, `tile` tokens share a pass."""
     layout = PanelLayout(fmt, shape.n_cols)
     lanes, n_cols = isa.lanes, shape.n_cols
 
-    def product(column: Column, k: Kernel, first_token: Expr, n: int, row: Expr) -> None:
+    def product(column: Column, k: Kernel, row: Expr, first_token: Expr, n: int) -> None:
         x = Region(byte_offset(k.pointers[1], cast(first_token, "int64") * (4 * in_stride)), "float32")
         acc = local("float32", n * _CHAINS * lanes)
         for i in range(n * _CHAINS):
@@ -86,21 +90,22 @@ def matmul_float(name: str, isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, 
             nbytes = scratch_nbytes(fmt, n_cols)
             decoded = Region(byte_offset(k.pointers[7], cast(k.worker, "int64") * nbytes), "float32")
         with loop(k.end, k.begin) as index:
+            panel = byte_offset(k.pointers[0], cast(index, "int64") * layout.nbytes)
             for first_row in range(0, PANEL, lanes):
-                base = byte_offset(k.pointers[0], cast(index, "int64") * layout.nbytes)
                 if decoded is not None:
-                    scratch = decoded
-                    _decode_panel(isa, layout, Panel(base), first_row, scratch)
-
-                    def column(at: Expr, first_row: int = first_row, scratch: Region = scratch) -> Expr:
-                        return scratch.load(at * PANEL + first_row, lanes)
+                    _decode_panel(isa, layout, Panel(panel), first_row, decoded)
+                    column = partial(_decoded_column, decoded, first_row, lanes)
                 else:
-
-                    def column(at: Expr, first_row: int = first_row, base: Expr = base) -> Expr:
-                        assert isinstance(fmt, FloatFormat)
-                        return float_value(fmt, base, at * PANEL + first_row, lanes, isa)
-
-                row = index * PANEL + first_row
-                for_each_tile(k.n_tokens, tile, lambda first, n, c=column, r=row: product(c, k, first, n, r))
+                    column = partial(_plain_column, isa, fmt, panel, first_row)
+                for_each_tile(k.n_tokens, tile, partial(product, column, k, index * PANEL + first_row))
 
     return define(name, body)
+
+
+def _decoded_column(decoded: Region, first_row: int, lanes: int, at: Expr) -> Expr:
+    return decoded.load(at * PANEL + first_row, lanes)
+
+
+def _plain_column(isa: VectorIsa, fmt: AnyFormat, panel: Expr, first_row: int, at: Expr) -> Expr:
+    assert isinstance(fmt, FloatFormat)
+    return float_value(fmt, panel, at * PANEL + first_row, isa.lanes, isa)

@@ -17,14 +17,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+
+from tvm import tirx
 
 from airkernels.cpu.activations import GROUP, QuantizedRow
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
-from airkernels.cpu.program import Expr, Kernel, Region, byte_offset, cast, define, lanes_of, let, local, loop, splat, when, zeros
+from airkernels.cpu.program import (
+    Expr,
+    Kernel,
+    Region,
+    byte_offset,
+    cast,
+    define,
+    lanes_of,
+    let,
+    local,
+    loop,
+    splat,
+    when,
+    zeros,
+)
 from airkernels.formats import BlockFormat
 from airkernels.formats.base import WORD
-from tvm import tirx
 
 
 @dataclass(frozen=True)
@@ -67,11 +83,17 @@ class MatmulShape:
     bias: bool = False
 
 
+@dataclass(frozen=True)
 class _Group:
-    """Weights of one group for one vector of rows: code words, scale and minimum."""
+    """Weights of one group for one vector of rows.
 
-    def __init__(self, index: Expr, words: list[Expr], scale: Expr, minimum: Expr | None) -> None:
-        self.index, self.words, self.scale, self.minimum = index, words, scale, minimum
+    `words` are code words, each with the left shift its codes still have.
+    """
+
+    index: Expr
+    words: list[tuple[Expr, int]]
+    scale: Expr
+    minimum: Expr | None
 
 
 class _PackedSource:
@@ -90,8 +112,16 @@ class _PackedSource:
             for g in range(n_groups):
                 scale = fmt.scale(reader, g)
                 minimum = fmt.minimum(reader, g) if fmt.has_minimum else None
-                words = [fmt.codes(reader, g * n_words + w) for w in range(n_words)]
+                words = [self._codes(reader, g * n_words + w) for w in range(n_words)]
                 yield _Group((step * self.layout.span + block) * n_groups + g, words, scale, minimum)
+
+    def _codes(self, reader: PanelReader, word: int) -> tuple[Expr, int]:
+        """Codes where they lie, if the dot product can take the larger values without saturating."""
+        fmt = self.layout.fmt
+        assert isinstance(fmt, BlockFormat)
+        if self.isa.dot == "vpdpbusd":
+            return fmt.codes_in_place(reader, word), fmt.code_shift(word)
+        return fmt.codes(reader, word), 0
 
 
 class UnpackedPanel:
@@ -116,8 +146,9 @@ class UnpackedPanel:
         with loop(source.n_steps) as step:
             for group in source.groups(step):
                 at = group.index * PANEL + self.first_row
-                for w, codes in enumerate(group.words):
-                    self.codes.store((group.index * n_words + w) * PANEL + self.first_row, codes)
+                for w, (codes, shift) in enumerate(group.words):
+                    plain = codes >> shift if shift else codes
+                    self.codes.store((group.index * n_words + w) * PANEL + self.first_row, plain)
                 self.floats.store(self._scales + at, group.scale)
                 if group.minimum is not None:
                     self.floats.store(self._minima + at, group.minimum)
@@ -125,7 +156,7 @@ class UnpackedPanel:
     def groups(self, step: Expr) -> Iterator[_Group]:
         n_words, lanes = self.fmt.group // WORD, self.isa.lanes
         at = step * PANEL + self.first_row
-        words = [self.codes.load((step * n_words + w) * PANEL + self.first_row, lanes) for w in range(n_words)]
+        words = [(self.codes.load((step * n_words + w) * PANEL + self.first_row, lanes), 0) for w in range(n_words)]
         minimum = self.floats.load(self._minima + at, lanes) if self.fmt.has_minimum else None
         yield _Group(step, words, self.floats.load(self._scales + at, lanes), minimum)
 
@@ -139,7 +170,7 @@ class _Tile:
     shape: MatmulShape
     kernel: Kernel
 
-    def emit(self, source: _PackedSource | UnpackedPanel, first_token: Expr, n: int, row: Expr) -> None:
+    def emit(self, source: _PackedSource | UnpackedPanel, row: Expr, first_token: Expr, n: int) -> None:
         lanes = self.isa.lanes
         layout = QuantizedRow(self.shape.n_cols)
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * layout.nbytes)
@@ -157,33 +188,46 @@ class _Tile:
     def _group(self, group: _Group, acc: Region, words: Region, floats: Region, stride: int, n: int) -> None:
         isa, lanes, layout = self.isa, self.isa.lanes, QuantizedRow(self.shape.n_cols)
         per_group = self.fmt.group // WORD
-        sums = [self._start(words, layout, group.index, t * stride) for t in range(n)]
-        for w, codes in enumerate(group.words):
+        shifts = sorted({shift for _codes, shift in group.words})
+        sums = {(shift, t): zeros("int32", lanes) for shift in shifts for t in range(n)}
+        for t in range(n):
+            sums[shifts[0], t] = self._start(words, layout, group.index, t * stride, shifts[0])
+        for w, (codes, shift) in enumerate(group.words):
             codes = let(codes)
             for t in range(n):
                 x = words.load(t * stride + group.index * per_group + w)
-                sums[t] = let(isa.dot_accumulate(sums[t], codes, x, self.fmt.code_max))
+                sums[shift, t] = let(isa.dot_accumulate(sums[shift, t], codes, x, self.fmt.code_max))
+        totals = [_sum_shifted([(sums[shift, t], shift) for shift in shifts]) for t in range(n)]
         scale = let(group.scale)
         minimum = let(group.minimum) if group.minimum is not None else None
         scale_index = group.index if self.fmt.group == GROUP else tirx.indexdiv(group.index * self.fmt.group, GROUP)
         for t in range(n):
             x_scale = splat(floats.load(t * stride + layout.scale // 4 + scale_index), lanes)
             value = acc.load(t * lanes, lanes)
-            value = isa.fused_multiply_add(cast(sums[t], "float32"), scale * x_scale, value)
+            value = isa.fused_multiply_add(cast(totals[t], "float32"), scale * x_scale, value)
             if minimum is not None:
                 x_sum = splat(floats.load(t * stride + layout.scaled_sum // 4 + scale_index), lanes)
                 value = isa.fused_multiply_add(minimum, x_sum, value)
             acc.store(t * lanes, value)
 
-    def _start(self, words: Region, layout: QuantizedRow, group: Expr, token: int) -> Expr:
-        """The zero point's share of a group's integer sum."""
+    def _start(self, words: Region, layout: QuantizedRow, group: Expr, token: int, code_shift: int) -> Expr:
+        """The zero point's share of a group's integer sum, for codes shifted left by `code_shift`."""
         lanes = self.isa.lanes
         if self.fmt.zero_point == 0:
             return zeros("int32", lanes)
         plane = layout.negative_sum if self.fmt.group == GROUP else layout.negative_half_sum
         shift = self.fmt.zero_point.bit_length() - 1
         assert 1 << shift == self.fmt.zero_point
-        return let(splat(words.load(token + plane // 4 + group), lanes) << shift)
+        return let(splat(words.load(token + plane // 4 + group), lanes) << (shift + code_shift))
+
+
+def _sum_shifted(parts: list[tuple[Expr, int]]) -> Expr:
+    """Sum of integer sums whose codes were shifted left; exact, since each is a multiple of its power of two."""
+    plain = [value >> shift if shift else value for value, shift in parts]
+    total = plain[0]
+    for value in plain[1:]:
+        total = total + value
+    return total
 
 
 def store_row(shape: MatmulShape, k: Kernel, value: Expr, token: Expr, row: Expr) -> None:
@@ -208,7 +252,9 @@ def _bias(bias: Region, row: Expr, n_rows: int, lanes: int) -> Expr:
     return vector.load(0, lanes)
 
 
-def matmul_int(name: str, isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: MatmulSchedule) -> tirx.PrimFunc:
+def matmul_int(
+    name: str, isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: MatmulSchedule
+) -> tirx.PrimFunc:
     """Build the product kernel of one shape under one schedule."""
     layout = PanelLayout(fmt, shape.n_cols)
     scratch_nbytes = UnpackedPanel.nbytes(fmt, shape.n_cols)
@@ -227,7 +273,7 @@ def matmul_int(name: str, isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, 
                         unpacked.fill(_PackedSource(isa, layout, panel, first_row))
                         source = unpacked
                     row = index * PANEL + first_row
-                    for_each_tile(k.n_tokens, size, lambda first, n, s=source, r=row: tile.emit(s, first, n, r))
+                    for_each_tile(k.n_tokens, size, partial(tile.emit, source, row))
 
         if scratch is None:
             panels(schedule.tile, None)

@@ -6,11 +6,12 @@ Rows past the last are written as zeros, which decode to zero in every format.
 
 from __future__ import annotations
 
+from tvm import tirx
+
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.panels import PanelLayout
 from airkernels.cpu.program import Kernel, Region, byte_offset, cast, const, define, loop, when
 from airkernels.formats import AnyFormat
-from tvm import tirx
 
 
 def pack(name: str, fmt: AnyFormat, n_cols: int) -> tirx.PrimFunc:

@@ -1,9 +1,9 @@
 """Panels: 16 rows of a matrix interleaved, so that a vector lane is a row.
 
-A panel holds the same bytes as its 16 raw rows, block by block (or two by two) as [unit][row], the
-units of a block in the order in which they are used. Nothing is decoded or rounded, so a panel is made by copying units and takes exactly
-the room of the rows. With a row per lane, sums along a row stay in one lane and are added in file
-order, whatever the number of tokens, threads or lanes: results do not depend on any of them.
+A panel holds the same bytes as its 16 raw rows, block by block (or two by two) as [unit][row], the units of
+a block in the order in which they are used. Nothing is decoded or rounded, so a panel is made by copying
+units and takes exactly the room of the rows. With a row per lane, sums along a row stay in one lane and are
+added in file order, whatever the number of tokens, threads or lanes: results do not depend on any of them.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ class PanelLayout:
         The others follow in the order in which kernels use them, so that memory is read in one forward sweep:
         with fields apart, the hardware prefetcher lost the thread and reads fell to a third of the bandwidth.
         """
-        narrow = [(f.name, b, i) for f in self.fmt.fields if f.unit == 2 for b in range(self.span) for i in range(f.count)]
+        narrow = [f.name for f in self.fmt.fields if f.unit == 2 and f.count == 1]
         wide = [(f.name, i) for f in self.fmt.fields if f.unit == 4 for i in range(f.count)]
         used = _use_order(self.fmt) if isinstance(self.fmt, BlockFormat) else wide
         assert sorted(used) == sorted(wide)
         slots: dict[tuple[str, int, int], int] = {}
         at = 0
-        for key in narrow:
-            slots[key] = at
-            at += 2 * PANEL
+        for name in narrow:
+            for block in range(self.span):
+                slots[name, block, 0] = at
+                at += 2 * PANEL
         for block in range(self.span):
             for name, i in used:
                 slots[name, block, i] = at
@@ -95,8 +96,8 @@ class _UseRecorder:
     def to_float(self, value: int) -> float:
         return float(value)
 
-    def flip_signs(self, word: int) -> int:
-        return word
+    def constant(self, value: int) -> int:
+        return value
 
 
 def _use_order(fmt: BlockFormat) -> list[tuple[str, int]]:
@@ -108,14 +109,16 @@ def _use_order(fmt: BlockFormat) -> list[tuple[str, int]]:
         if fmt.has_minimum:
             fmt.minimum(recorder, group)
         for w in range(n_words):
-            fmt.codes(recorder, group * n_words + w)
+            fmt.codes_in_place(recorder, group * n_words + w)
     return list(recorder.words)
 
 
 class PanelReader:
     """`formats.base.Reader` over one block of `isa.lanes` rows of a panel; every load is made once."""
 
-    def __init__(self, isa: VectorIsa, layout: PanelLayout, panel: Panel, span: Expr, block: int, first_row: int) -> None:
+    def __init__(
+        self, isa: VectorIsa, layout: PanelLayout, panel: Panel, span: Expr, block: int, first_row: int
+    ) -> None:
         self.isa, self.layout, self.panel, self.span, self.block = isa, layout, panel, span, block
         self.first_row = first_row
         self._loaded: dict[tuple[str, int], Expr] = {}
@@ -147,8 +150,8 @@ class PanelReader:
     def to_float(self, value: Expr) -> Expr:
         return cast(value, "float32")
 
-    def flip_signs(self, word: Expr) -> Expr:
-        return word ^ splat(const(0x80808080, "uint32"), self.isa.lanes)
+    def constant(self, value: int) -> Expr:
+        return splat(const(value, "uint32"), self.isa.lanes)
 
     @property
     def _int(self) -> str:

@@ -93,7 +93,8 @@ def bits(value: Expr, dtype: str) -> Expr:
 
 def byte_offset(pointer: Expr, nbytes: Expr) -> Expr:
     """Pointer advanced by a 64-bit byte count."""
-    return T.Bind(tirx.handle_add_byte_offset(pointer, cast(nbytes, "int64") if not isinstance(nbytes, int) else nbytes))
+    offset = nbytes if isinstance(nbytes, int) else cast(nbytes, "int64")
+    return T.Bind(tirx.handle_add_byte_offset(pointer, offset))
 
 
 def llvm(dtype: str, name: str, *args: Expr) -> Expr:
@@ -125,14 +126,13 @@ class Kernel:
 
 def define(name: str, body: Callable[[Kernel], None]) -> tirx.PrimFunc:
     """Build the kernel `name` from a function that emits its body."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            # calling_conv 2 keeps the plain C signature: no packed arguments, no runtime library behind it.
-            T.func_attr({"global_symbol": name, "calling_conv": 2, "tirx.noalias": True})
-            T.func_ret(tvm.ir.PrimType("int32"))
-            pointers = [T.arg(f"p{i}", T.handle()) for i in range(N_POINTERS)]
-            scalars = [T.arg(n, T.int32()) for n in ("n_tokens", "begin", "end", "worker")]
-            body(Kernel(pointers, *scalars))
-            T.Return(const(0, "int32"))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        # calling_conv 2 keeps the plain C signature: no packed arguments, no runtime library behind it.
+        T.func_attr({"global_symbol": name, "calling_conv": 2, "tirx.noalias": True})
+        T.func_ret(tvm.ir.PrimType("int32"))
+        pointers = [T.arg(f"p{i}", T.handle()) for i in range(N_POINTERS)]
+        scalars = [T.arg(n, T.int32()) for n in ("n_tokens", "begin", "end", "worker")]
+        body(Kernel(pointers, *scalars))
+        T.Return(const(0, "int32"))
     return builder.get()

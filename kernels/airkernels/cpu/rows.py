@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tvm import tirx
+
 from airkernels.cpu.activations import GROUP, HALF_GROUP, QuantizedRow
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import (
@@ -39,7 +41,6 @@ from airkernels.cpu.vectors import (
 )
 from airkernels.formats import AnyFormat, FloatFormat
 from airkernels.formats.base import WORD
-from tvm import tirx
 
 Produce = Callable[[Expr, int], Expr]
 """Builds `lanes` neighbouring values of a row, from a column on."""
@@ -83,7 +84,9 @@ def _row(k: Kernel, pointer: int, row: Expr, stride: int) -> Region:
     return Region(byte_offset(k.pointers[pointer], cast(row, "int64") * (4 * stride)), "float32")
 
 
-def rms_norm(name: str, isa: VectorIsa, n: int, in_stride: int, out_stride: int, eps: float, quantize: bool) -> tirx.PrimFunc:
+def rms_norm(
+    name: str, isa: VectorIsa, n: int, in_stride: int, out_stride: int, eps: float, quantize: bool
+) -> tirx.PrimFunc:
     """out = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019); tasks are rows.
 
     p0 x float32, p1 weight float32 [n], p2 out: float32, or quantized rows.
@@ -211,8 +214,8 @@ class _RawReader:
     def to_float(self, value: Expr) -> Expr:
         return cast(value, "float32")
 
-    def flip_signs(self, word: Expr) -> Expr:
-        return word ^ const(0x80808080, "uint32")
+    def constant(self, value: int) -> Expr:
+        return const(value, "uint32")
 
 
 def float_value(fmt: FloatFormat, base: Expr, index: Expr, lanes: int, isa: VectorIsa) -> Expr:
@@ -224,7 +227,10 @@ def float_value(fmt: FloatFormat, base: Expr, index: Expr, lanes: int, isa: Vect
 
 
 def gather_rows(name: str, isa: VectorIsa, fmt: AnyFormat, n: int, out_stride: int) -> tirx.PrimFunc:
-    """out[t] = decoded row ids[t]; p0 raw rows as they stand in the file, p1 ids int32, p2 out float32; tasks are rows."""
+    """out[t] = decoded row ids[t]; tasks are rows.
+
+    p0 raw rows as they stand in the file, p1 ids int32, p2 out float32.
+    """
     row_nbytes = n // fmt.block * fmt.nbytes
 
     def body(k: Kernel) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tvm import tirx
+
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, bits, cast, const, dtype_of, lanes_of, let, llvm, local, loop, splat
-from tvm import tirx
 
 Combine = Callable[[Expr, Expr], Expr]
 

@@ -1,11 +1,11 @@
 """The description of a block format, from which everything else about it is derived.
 
 A format says where its bytes are (`fields`) and how four neighbouring elements become four integer
-codes (`codes`), with one float scale, and for some formats one float minimum, per group:
+codes (`codes_in_place`), with one float scale, and for some formats one float minimum, per group:
 
     value[k] = scale(group) * (code[k] - zero_point) + minimum(group)
 
-`codes`, `scale` and `minimum` are written against `Reader`, not against an array library, so that the
+`codes_in_place`, `scale` and `minimum` are written against `Reader`, not against an array library, so that the
 same few lines run on numpy arrays (the reference) and build TVM expressions (the kernels).
 """
 
@@ -22,8 +22,10 @@ Value = Any
 WORD = 4
 """Elements per code word: one byte each in a 32-bit lane."""
 
-NIBBLES = 0x0F0F0F0F
+LOW_NIBBLES = 0x0F0F0F0F
+HIGH_NIBBLES = 0xF0F0F0F0
 PAIRS = 0x03030303
+SIGNS = 0x80808080
 
 
 class Reader(Protocol):
@@ -44,8 +46,8 @@ class Reader(Protocol):
     def to_float(self, value: Value) -> Value:
         """An int32 value as float32."""
 
-    def flip_signs(self, word: Value) -> Value:
-        """The word with the top bit of each byte inverted: signed bytes become unsigned ones, plus 128."""
+    def constant(self, value: int) -> Value:
+        """A uint32 constant."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,22 @@ class BlockFormat:
     def field(self, name: str) -> Field:
         return next(f for f in self.fields if f.name == name)
 
-    def codes(self, r: Reader, word: int) -> Value:
-        """Codes of elements `4 * word` to `4 * word + 3`, one a byte, as uint32."""
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        """Codes of elements `4 * word` to `4 * word + 3` as uint32, one a byte, times `2 ** code_shift(word)`.
+
+        Codes that lie in the upper bits of a byte may stay there: a dot product can be shifted once at its end.
+        """
         raise NotImplementedError
+
+    def code_shift(self, word: int) -> int:
+        """How far `codes_in_place` are from the bottom of their bytes."""
+        return 0
+
+    def codes(self, r: Reader, word: int) -> Value:
+        """The codes themselves, as uint32."""
+        codes = self.codes_in_place(r, word)
+        shift = self.code_shift(word)
+        return codes >> shift if shift else codes
 
     def scale(self, r: Reader, group: int) -> Value:
         """Scale of a group, float32."""

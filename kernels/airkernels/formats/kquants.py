@@ -5,7 +5,7 @@ Layouts: `block_q4_K`, `block_q6_K` of ggml-common.h.
 
 from __future__ import annotations
 
-from airkernels.formats.base import NIBBLES, PAIRS, BlockFormat, Field, Reader, Value
+from airkernels.formats.base import HIGH_NIBBLES, LOW_NIBBLES, PAIRS, BlockFormat, Field, Reader, Value
 
 
 class Q4_K(BlockFormat):
@@ -17,9 +17,12 @@ class Q4_K(BlockFormat):
     has_minimum = True
     code_max = 15
 
-    def codes(self, r: Reader, word: int) -> Value:
+    def codes_in_place(self, r: Reader, word: int) -> Value:
         chunk, within = divmod(word, 16)
-        return (r.word("qs", 8 * chunk + within % 8) >> (4 * (within // 8))) & NIBBLES
+        return r.word("qs", 8 * chunk + within % 8) & r.constant(HIGH_NIBBLES if within // 8 else LOW_NIBBLES)
+
+    def code_shift(self, word: int) -> int:
+        return 4 * (word % 16 // 8)
 
     def scale(self, r: Reader, group: int) -> Value:
         if group < 4:
@@ -45,12 +48,12 @@ class Q6_K(BlockFormat):
     zero_point = 32
     code_max = 63
 
-    def codes(self, r: Reader, word: int) -> Value:
+    def codes_in_place(self, r: Reader, word: int) -> Value:
         half, within = divmod(word, 32)
         quarter, at = divmod(within, 8)
         low = r.word("ql", 16 * half + 8 * (quarter % 2) + at) >> (4 * (quarter // 2))
         high = r.word("qh", 8 * half + at) >> (2 * quarter)
-        return (low & NIBBLES) | ((high & PAIRS) << 4)
+        return (low & r.constant(LOW_NIBBLES)) | ((high & r.constant(PAIRS)) << 4)
 
     def scale(self, r: Reader, group: int) -> Value:
         return r.half("d") * r.to_float(r.signed_byte("scales", group))

@@ -5,7 +5,9 @@ Layouts: `block_q4_0`, `block_q4_1`, `block_q8_0` of ggml-common.h.
 
 from __future__ import annotations
 
-from airkernels.formats.base import NIBBLES, BlockFormat, Field, Reader, Value
+from typing import ClassVar
+
+from airkernels.formats.base import HIGH_NIBBLES, LOW_NIBBLES, SIGNS, BlockFormat, Field, Reader, Value
 
 
 class Q4_0(BlockFormat):
@@ -13,12 +15,15 @@ class Q4_0(BlockFormat):
 
     name = "Q4_0"
     group = 32
-    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
+    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
     zero_point = 8
     code_max = 15
 
-    def codes(self, r: Reader, word: int) -> Value:
-        return (r.word("qs", word % 4) >> (4 * (word // 4))) & NIBBLES
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        return r.word("qs", word % 4) & r.constant(HIGH_NIBBLES if word // 4 else LOW_NIBBLES)
+
+    def code_shift(self, word: int) -> int:
+        return 4 * (word // 4)
 
     def scale(self, r: Reader, group: int) -> Value:
         return r.half("d")
@@ -28,7 +33,7 @@ class Q4_1(Q4_0):
     """As Q4_0, with a minimum in place of the offset."""
 
     name = "Q4_1"
-    fields = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
+    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
     zero_point = 0
     has_minimum = True
 
@@ -41,12 +46,12 @@ class Q8_0(BlockFormat):
 
     name = "Q8_0"
     group = 32
-    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 8))
+    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 8))
     zero_point = 128
     code_max = 255
 
-    def codes(self, r: Reader, word: int) -> Value:
-        return r.flip_signs(r.word("qs", word))
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        return r.word("qs", word) ^ r.constant(SIGNS)
 
     def scale(self, r: Reader, group: int) -> Value:
         return r.half("d")

@@ -36,8 +36,8 @@ class ArrayReader:
     def to_float(self, value: npt.NDArray[np.int32]) -> Floats:
         return value.astype(np.float32)
 
-    def flip_signs(self, word: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        return word ^ np.uint32(0x80808080)
+    def constant(self, value: int) -> np.uint32:
+        return np.uint32(value)
 
 
 def dequantize(fmt: AnyFormat, raw: Bytes, n_cols: int) -> Floats:
