@@ -29,6 +29,7 @@ from airschedules.specs import (
     NormSpec,
     PackSpec,
     QuantizeSpec,
+    ReadProbeSpec,
     RopeStoreSpec,
     SelectSpec,
 )
@@ -314,10 +315,10 @@ def lower(graph: Graph, cache: CacheLayout) -> list[tuple[Phase, Lowering]]:
 
 
 def specs_of(lowered: Sequence[tuple[Phase, Lowering]]) -> list[KernelSpec]:
-    """Every kernel that the programs need, once, in order of first use; interleaving kernels last."""
+    """Every kernel that a plan carries, once: those of the programs in order of first use, then those of the loader."""
     found: dict[KernelSpec, Any] = {}
     for _phase, low in lowered:
         found |= dict.fromkeys(call.spec for call in low.calls)
     for _phase, low in lowered:
         found |= dict.fromkeys(weight.pack for weight in low.weights.values())
-    return list(found)
+    return [*found, ReadProbeSpec()]

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from airkernels.cpu import attention as attention_kernels
-from airkernels.cpu import matmul_float, matmul_int, pack, rows
+from airkernels.cpu import matmul_float, matmul_int, pack, read_probe, rows
 from airkernels.cpu.attention import AttentionShape, CacheLayout, RopeShape
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.matmul_int import MatmulShape, UnpackedPanel
@@ -255,3 +255,19 @@ class AttentionSpec(KernelSpec):
     def schedule(self, isa: VectorIsa) -> tuple[str, str]:
         shape = self._shape(isa)
         return f"tile {shape.tile} tokens, blocks of {attention_kernels.BLOCK_CELLS} cells", "online softmax by blocks"
+
+
+@dataclass(frozen=True)
+class ReadProbeSpec(KernelSpec):
+    """Reading memory, for `airrun bench`; every plan has it under one name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (read_probe.PIECE,)
+
+    @property
+    def symbol(self) -> str:
+        return "air_read_probe"
+
+    def build(self, isa: VectorIsa) -> Program:
+        return read_probe.read_probe(self.symbol, isa)

@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SLOW = ("--target cpu",)
 ANYTHING = "..."
+PLAN = "test -e smol.plan.bin || aircompile build SmolLM2-135M-Instruct.Q4_1.gguf -o smol.plan.bin --quiet"
 
 Run = Callable[..., str]
 
@@ -83,7 +84,7 @@ def same(shown: list[str], printed: str) -> bool:
 def test_commands_of_the_readme(run: Run, command: str, shown: list[str]) -> None:
     # later commands use what earlier ones made, as a reader would
     if "smol.plan.bin" in command and not command.startswith("aircompile build"):
-        run("test -e smol.plan.bin || aircompile build SmolLM2-135M-Instruct.Q4_1.gguf -o smol.plan.bin --quiet")
+        run(PLAN)
     printed = run(command, stdin="What is the capital of France?\n" if "--chat" in command else "")
     assert same(shown, printed), printed
     if shown:
@@ -102,7 +103,7 @@ def test_the_first_command_of_the_readme(run: Run) -> None:
 def test_python_of_the_readme(run: Run, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert blocks
-    run("test -e smol.plan.bin || aircompile build SmolLM2-135M-Instruct.Q4_1.gguf -o smol.plan.bin --quiet")
+    run(PLAN)
     for block in blocks:
         (tmp_path / "block.py").write_text(block)
         assert run(f'"{sys.executable}" "{tmp_path}/block.py"').startswith(" Paris.")
@@ -110,7 +111,7 @@ def test_python_of_the_readme(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_print_what_they_show(run: Run, path: Path) -> None:
-    run("test -e smol.plan.bin || aircompile build SmolLM2-135M-Instruct.Q4_1.gguf -o smol.plan.bin --quiet")
+    run(PLAN)
     shown = path.read_text().split("# Output:\n")[1]
     printed = run(f'"{sys.executable}" "{path}" smol.plan.bin')
     assert "".join(f"#   {line}".rstrip() + "\n" for line in printed.splitlines()) == shown
