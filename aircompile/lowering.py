@@ -240,7 +240,7 @@ def _rope_store(low: Lowering, operator: Operator) -> None:
     pointers = {i: low.value(value, column) for i, (value, column) in enumerate(places)}
     pointers |= {3: _input("rope"), 4: Pointer("kv", str(operator.layer)), 5: _input("cells")}
     pointers |= {6: _input("sequences"), 7: _input("block_table")}
-    low.emit(operator, spec, pointers)
+    low.emit(operator, spec, pointers, tasks=op.n_heads + op.n_kv_heads)
 
 
 def _attention(low: Lowering, operator: Operator) -> None:

@@ -124,9 +124,7 @@ def _memory(plan: Plan, threads: int | None, ctx_size: int | None) -> tuple[str,
     sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=plan.libraries[0])
     fixed = sizes.panels + sizes.arena + sizes.scratch + sizes.inputs_nbytes + sizes.constants + sizes.logits
     needed, available = INTERPRETER_NBYTES + fixed + sizes.kv, available_ram()
-    text = (
-        f"needs {needed >> 20} MiB with a full context of {sizes.ctx_size}, {available >> 20} MiB available"
-    )
+    text = f"needs {needed >> 20} MiB with a full context of {sizes.ctx_size}, {available >> 20} MiB available"
     if needed <= available:
         return "ok", text
     if needed - sizes.kv <= available:

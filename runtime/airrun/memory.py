@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Region:
         self.bytes: Bytes = np.frombuffer(self._map, np.uint8)
         self.address: int = self.bytes.ctypes.data
 
-    def array(self, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0) -> npt.NDArray[np.generic]:
+    def array(self, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0) -> npt.NDArray[Any]:
         """A view of part of the region."""
         count = int(np.prod(shape))
         return np.frombuffer(self._map, dtype, count, offset).reshape(shape)

@@ -87,48 +87,54 @@ class RopeShape:
 def rope_store(
     name: str, isa: VectorIsa, cache: CacheLayout, rope: RopeShape, q_stride: int, k_stride: int, v_stride: int
 ) -> tirx.PrimFunc:
-    """Rotate queries in place; rotate keys and put keys and values into the cache. Tasks are tokens.
+    """Rotate queries in place; rotate keys and put keys and values into the cache.
 
-    p0 q, p1 k, p2 v float32; p3 rope float32 [n, 2, dim/2]; p4 cache; p5 cells, p6 sequences, p7 block table int32.
+    Tasks are (token, head), query heads before KV heads. p0 q, p1 k, p2 v float32; p3 rope float32
+    [n, 2, dim/2]; p4 cache; p5 cells, p6 sequences, p7 block table int32.
     """
     pairs = rope.dim // 2
+    heads_per_token = rope.n_heads + cache.n_kv_heads
 
     def pair(i: Expr) -> tuple[Expr, Expr]:
         return (i * 2, i * 2 + 1) if rope.mode == "normal" else (i, i + pairs)
 
     def body(k: Kernel) -> None:
         cells, sequences, table = (k.region(p, "int32") for p in (5, 6, 7))
-        with loop(k.end, k.begin) as t:
-            angles = Region(byte_offset(k.pointers[3], cast(t, "int64") * (8 * pairs)), "float32")
 
-            def rotate(x: Region, head: Expr) -> None:
-                with loop(pairs) as i:
-                    first, second = pair(i)
-                    a = let(x.load(head * cache.head_dim + first))
-                    b = let(x.load(head * cache.head_dim + second))
-                    c, s = let(angles.load(i)), let(angles.load(i + pairs))
-                    x.store(head * cache.head_dim + first, a * c - b * s)
-                    x.store(head * cache.head_dim + second, a * s + b * c)
+        def row(pointer: int, token: Expr, stride: int, head: Expr) -> Region:
+            at = cast(token, "int64") * (4 * stride) + cast(head, "int64") * (4 * cache.head_dim)
+            return Region(byte_offset(k.pointers[pointer], at), "float32")
 
-            rows = [
-                Region(byte_offset(k.pointers[p], cast(t, "int64") * (4 * stride)), "float32")
-                for p, stride in ((0, q_stride), (1, k_stride), (2, v_stride))
-            ]
-            with loop(rope.n_heads) as head:
-                rotate(rows[0], head)
-            cell = let(cells.load(t))
-            block = cache.block(k.pointers[4], table, sequences.load(t), tirx.indexdiv(cell, BLOCK_CELLS))
+        def rotate(x: Region, token: Expr) -> None:
+            angles = Region(byte_offset(k.pointers[3], cast(token, "int64") * (8 * pairs)), "float32")
+            with loop(pairs) as i:
+                first, second = pair(i)
+                a, b = let(x.load(first)), let(x.load(second))
+                c, s = let(angles.load(i)), let(angles.load(i + pairs))
+                x.store(first, a * c - b * s)
+                x.store(second, a * s + b * c)
+
+        def store(token: Expr, head: Expr, keys: Region, values: Region) -> None:
+            cell = let(cells.load(token))
+            block = cache.block(k.pointers[4], table, sequences.load(token), tirx.indexdiv(cell, BLOCK_CELLS))
             place = let(tirx.indexmod(cell, BLOCK_CELLS))
-            with loop(cache.n_kv_heads) as head:
-                rotate(rows[1], head)
-                keys = let(head * (2 * cache.plane))
-                with loop(cache.head_dim) as d:
-                    key = rows[1].load(head * cache.head_dim + d)
-                    block.store(keys + d * BLOCK_CELLS + place, cache.convert(key, isa))
-                lanes = lanes_dividing(cache.head_dim, isa)
-                with loop(cache.head_dim // lanes) as i:
-                    value = rows[2].load(head * cache.head_dim + i * lanes, lanes)
-                    block.store(keys + cache.plane + place * cache.head_dim + i * lanes, cache.convert(value, isa))
+            plane = let(head * (2 * cache.plane))
+            with loop(cache.head_dim) as d:
+                block.store(plane + d * BLOCK_CELLS + place, cache.convert(keys.load(d), isa))
+            lanes = lanes_dividing(cache.head_dim, isa)
+            with loop(cache.head_dim // lanes) as i:
+                at = plane + cache.plane + place * cache.head_dim + i * lanes
+                block.store(at, cache.convert(values.load(i * lanes, lanes), isa))
+
+        with loop(k.end, k.begin) as task:
+            token, head = let(tirx.indexdiv(task, heads_per_token)), let(tirx.indexmod(task, heads_per_token))
+            with when(head < rope.n_heads):
+                rotate(row(0, token, q_stride, head), token)
+            with when(head >= rope.n_heads):
+                kv_head = let(head - rope.n_heads)
+                keys = row(1, token, k_stride, kv_head)
+                rotate(keys, token)
+                store(token, kv_head, keys, row(2, token, v_stride, kv_head))
 
     return define(name, body)
 
@@ -221,17 +227,23 @@ class _Pass:
 
     def _scores(self, block: Region, plane: Expr, q: Region, scores: Region, valid: Expr, n: int) -> None:
         isa, cache, lanes = self.isa, self.cache, self.isa.lanes
-        with loop(tirx.indexdiv(valid + lanes - 1, lanes)) as v:
-            dots = local("float32", n * lanes)
-            for t in range(n):
-                dots.store(t * lanes, zeros("float32", lanes))
+        together = _vectors_together(BLOCK_CELLS // lanes, n)
+        with loop(tirx.indexdiv(valid + together * lanes - 1, together * lanes)) as v:
+            first = let(v * (together * lanes))
+            dots = local("float32", n * together * lanes)
+            for i in range(n * together):
+                dots.store(i * lanes, zeros("float32", lanes))
             with loop(cache.head_dim) as d:
-                keys = let(cache.load(block, plane + d * BLOCK_CELLS + v * lanes, lanes, isa))
-                for t in range(n):
-                    query = splat(q.load(t * self.shape.q_stride + self.head * cache.head_dim + d), lanes)
-                    dots.store(t * lanes, isa.fused_multiply_add(keys, query, dots.load(t * lanes, lanes)))
+                for u in range(together):
+                    keys = let(cache.load(block, plane + d * BLOCK_CELLS + first + u * lanes, lanes, isa))
+                    for t in range(n):
+                        query = splat(q.load(t * self.shape.q_stride + self.head * cache.head_dim + d), lanes)
+                        slot = (t * together + u) * lanes
+                        dots.store(slot, isa.fused_multiply_add(keys, query, dots.load(slot, lanes)))
             for t in range(n):
-                scores.store(t * BLOCK_CELLS + v * lanes, dots.load(t * lanes, lanes))
+                for u in range(together):
+                    value = dots.load((t * together + u) * lanes, lanes)
+                    scores.store(t * BLOCK_CELLS + first + u * lanes, value)
 
     def _weights(self, scores: Region, running: Region, limit: Expr, valid: Expr, t: int, n: int) -> None:
         """Turn the scores of token t into softmax weights relative to the largest score so far."""
@@ -270,16 +282,28 @@ class _Pass:
     ) -> None:
         isa, cache = self.isa, self.cache
         lanes = lanes_dividing(cache.head_dim, isa)
-        with loop(cache.head_dim // lanes) as i:
-            sums = local("float32", n * lanes)
-            for t in range(n):
-                before = acc.load(t * cache.head_dim + i * lanes, lanes)
-                sums.store(t * lanes, before * splat(running.load(2 * n + t), lanes))
+        together = _vectors_together(cache.head_dim // lanes, n)
+        with loop(cache.head_dim // (together * lanes)) as i:
+            first = let(i * (together * lanes))
+            sums = local("float32", n * together * lanes)
+            slots = [(t, u, (t * together + u) * lanes) for t in range(n) for u in range(together)]
+            for t, u, slot in slots:
+                before = acc.load(t * cache.head_dim + first + u * lanes, lanes)
+                sums.store(slot, before * splat(running.load(2 * n + t), lanes))
             with loop(valid) as j:
-                at = plane + cache.plane + j * cache.head_dim + i * lanes
-                values = let(cache.load(block, at, lanes, isa))
-                for t in range(n):
+                row = plane + cache.plane + j * cache.head_dim + first
+                values = [let(cache.load(block, row + u * lanes, lanes, isa)) for u in range(together)]
+                for t, u, slot in slots:
                     weight = splat(scores.load(t * BLOCK_CELLS + j), lanes)
-                    sums.store(t * lanes, isa.fused_multiply_add(weight, values, sums.load(t * lanes, lanes)))
-            for t in range(n):
-                acc.store(t * cache.head_dim + i * lanes, sums.load(t * lanes, lanes))
+                    sums.store(slot, isa.fused_multiply_add(weight, values[u], sums.load(slot, lanes)))
+            for t, u, slot in slots:
+                acc.store(t * cache.head_dim + first + u * lanes, sums.load(slot, lanes))
+
+
+_CHAINS = 8
+"""Independent sums kept in flight: hides the latency of multiply-add."""
+
+
+def _vectors_together(n_vectors: int, n_tokens: int) -> int:
+    """How many neighbouring vectors a loop works on at once, so that few tokens still make enough chains."""
+    return max(u for u in range(1, max(1, _CHAINS // n_tokens) + 1) if n_vectors % u == 0)
