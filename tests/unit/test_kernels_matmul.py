@@ -40,7 +40,7 @@ N_COLS = {"F32": 75, "F16": 75, "BF16": 75, "Q4_0": 96, "Q4_1": 160, "Q8_0": 96,
 LONG_COLS = {"F32": 1537, "F16": 1536, "BF16": 1, "Q4_0": 1536, "Q4_1": 32, "Q8_0": 1056, "Q4_K": 256, "Q6_K": 256}
 
 # Decoding to floats is unrolled over a block of 256 and takes seconds to compile where vectors are short.
-SLOW_FLOAT = {("x86-64-v2", "Q4_K"), ("x86-64-v2", "Q6_K"), ("x86-64-v3", "Q6_K")}
+SLOW_FLOAT = {(level, name) for level in ("x86-64-v2", "x86-64-v3") for name in ("Q4_K", "Q6_K")}
 
 
 def n_panels(n_rows: int) -> int:

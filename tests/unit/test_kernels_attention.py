@@ -1,0 +1,303 @@
+"""Rotary positions, the KV cache and attention, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
+
+from airkernels.cpu.attention import BLOCK_CELLS, AttentionShape, CacheLayout, RopeShape, attention, rope_store
+
+pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
+
+N_BLOCKS, MAX_BLOCKS = 9, 4
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A model's attention: `dim` of `head_dim` elements rotate."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    dim: int
+    mode: str
+    dtype: str
+
+    @property
+    def cache(self) -> CacheLayout:
+        return CacheLayout(self.n_kv_heads, self.head_dim, self.dtype, MAX_BLOCKS)
+
+    @property
+    def q_width(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def stride(self) -> int:
+        """Floats between tokens of q, k and v side by side: odd, so that rows lie at any alignment."""
+        return self.q_width + 2 * self.kv_width + 5
+
+
+GROUPED = Heads(9, 3, 64, 64, "normal", "float16")
+MULTI = Heads(3, 3, 48, 32, "neox", "float32")
+SINGLE = Heads(4, 1, 80, 80, "neox", "float16")
+ODD = Heads(2, 1, 18, 10, "normal", "float32")
+MODELS = {"grouped": GROUPED, "multi": MULTI, "single": SINGLE, "odd": ODD}
+# tokens of a task, and of a pass over the cache
+SHAPES = {"alone": (1, 1), "pairs": (8, 2), "eights": (8, 8)}
+
+
+@dataclass
+class Batch:
+    """Tokens of several sequences, each at some place in its own blocks."""
+
+    cells: Any
+    sequences: Any
+    table: Any
+
+    @classmethod
+    def of(cls, rng: np.random.Generator, lengths: list[tuple[int, int]]) -> Batch:
+        """`lengths`: first cell and number of tokens of each sequence; blocks are dealt out at random."""
+        cells = np.concatenate([np.arange(first, first + n) for first, n in lengths])
+        sequences = np.repeat(np.arange(len(lengths)), [n for _, n in lengths])
+        order = list(rng.permutation(N_BLOCKS))
+        table = np.full((len(lengths), MAX_BLOCKS), N_BLOCKS - 1)
+        for row, (first, n) in enumerate(lengths):
+            for i in range(-(-(first + n) // BLOCK_CELLS)):
+                table[row, i] = order.pop()
+        return cls(cells.astype(np.int32), sequences.astype(np.int32), table.astype(np.int32))
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.cells[part], self.sequences[part], self.table)
+
+    @property
+    def n(self) -> int:
+        return len(self.cells)
+
+    @property
+    def memory(self) -> list[Memory]:
+        return [Memory(self.cells), Memory(self.sequences), Memory(self.table)]
+
+
+@dataclass
+class Compiled:
+    """Kernels of one model's attention."""
+
+    heads: Heads
+    kernels: Kernels
+
+    def store(self, qkv: Floats, batch: Batch, angles: Floats, cache: Memory) -> Floats:
+        """Rotate and store; returns q, k and v as they are afterwards."""
+        h = self.heads
+        memory = Memory(qkv)
+
+        def part(column: int) -> Any:
+            # a pointer into the same rows
+            view = Memory.__new__(Memory)
+            view.__dict__ |= memory.__dict__ | {"address": memory.address + 4 * column}
+            return view
+
+        rope = Memory(angles)
+        pointers = (memory, part(h.q_width), part(h.q_width + h.kv_width), rope, cache, *batch.memory)
+        self.kernels("store", *pointers, n=batch.n, end=batch.n)
+        return memory.view(np.float32, *qkv.shape).copy()
+
+    def attend(self, name: str, qkv: Floats, batch: Batch, cache: Memory) -> Floats:
+        h = self.heads
+        out = Memory(4 * batch.n * (h.q_width + 3))
+        tasks = -(-batch.n // SHAPES[name][0]) * h.n_heads
+        arguments = (Memory(qkv), out, cache, *batch.memory)
+        # split anywhere, as workers would
+        self.kernels(name, *arguments, n=batch.n, end=tasks // 3)
+        self.kernels(name, *arguments, n=batch.n, begin=tasks // 3, end=tasks)
+        rows = out.view(np.float32, batch.n, h.q_width + 3)
+        assert (rows[:, h.q_width :].view(np.uint32) == 0xA5A5A5A5).all()
+        return rows[:, : h.q_width].copy()
+
+
+def cases() -> list[Any]:
+    # every model shape on the best instruction set, and two that differ in all respects on the others
+    return [
+        pytest.param((level, name), id=f"{level}-{name}", marks=[pytest.mark.slow] if later else [])
+        for i, level in enumerate(LEVELS)
+        for name in MODELS
+        for later in [i > 0 and name in ("single", "multi")]
+    ]
+
+
+@pytest.fixture(scope="module", params=cases())
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    level, name = request.param
+    h, isa = MODELS[name], vector_isa(level)
+    s = h.stride
+    programs = {"store": rope_store("store", isa, h.cache, RopeShape(h.n_heads, h.dim, h.mode), s, s, s)}
+    for symbol, (group, tile) in SHAPES.items():
+        shape = AttentionShape(h.n_heads, h.head_dim**-0.5, s, h.q_width + 3, group, tile)
+        programs[symbol] = attention(symbol, isa, h.cache, shape)
+    return Compiled(h, Kernels(level, programs, tmp_path_factory.mktemp("kernels")))
+
+
+def random_qkv(rng: np.random.Generator, h: Heads, n: int) -> Floats:
+    return rng.standard_normal((n, h.stride)).astype(np.float32)
+
+
+def angles_of(h: Heads, cells: Any) -> tuple[Floats, Doubles]:
+    """Cosines and sines as the kernel reads them, and in double precision."""
+    angle = cells[:, None] * 10000.0 ** (-np.arange(h.dim // 2) / (h.dim // 2))
+    exact = np.stack([np.cos(angle), np.sin(angle)], 1)
+    return exact.astype(np.float32), exact.astype(np.float32).astype(np.float64)
+
+
+def rotate(h: Heads, rows: Floats, angles: Doubles) -> Doubles:
+    """float64 [n, heads, head_dim] of rows [n, heads * head_dim]."""
+    x = rows.astype(np.float64).reshape(len(rows), -1, h.head_dim)
+    half = h.dim // 2
+    first = np.arange(half) * 2 if h.mode == "normal" else np.arange(half)
+    second = first + 1 if h.mode == "normal" else first + half
+    cosine, sine = angles[:, 0, None], angles[:, 1, None]
+    out = x.copy()
+    out[..., first] = x[..., first] * cosine - x[..., second] * sine
+    out[..., second] = x[..., first] * sine + x[..., second] * cosine
+    return out
+
+
+def rounded(h: Heads, values: Doubles) -> Doubles:
+    """What a cache of the model's type makes of values."""
+    return values.astype(np.float32).astype(h.dtype).astype(np.float64)
+
+
+def read_cache(h: Heads, cache: Bytes, table: Any, n_cells: int) -> tuple[Doubles, Doubles]:
+    """Keys and values [n_cells, heads, head_dim] of one sequence, read as the plan format describes a block."""
+    blocks = cache.view(h.dtype).reshape(N_BLOCKS, h.n_kv_heads, 2, h.head_dim * BLOCK_CELLS).astype(np.float64)
+    mine = blocks[table]
+    keys = mine[:, :, 0].reshape(-1, h.n_kv_heads, h.head_dim, BLOCK_CELLS).transpose(0, 3, 1, 2)
+    values = mine[:, :, 1].reshape(-1, h.n_kv_heads, BLOCK_CELLS, h.head_dim).transpose(0, 2, 1, 3)
+    return tuple(p.reshape(-1, h.n_kv_heads, h.head_dim)[:n_cells] for p in (keys, values))  # type: ignore[return-value]
+
+
+def new_cache(h: Heads, rng: np.random.Generator) -> Memory:
+    """A cache full of large finite leftovers of other sequences."""
+    elements = N_BLOCKS * h.cache.block_nbytes // h.cache.element_nbytes
+    return Memory(rng.choice(np.array([-6e4, 6e4, 1.0]), elements).astype(h.dtype))
+
+
+LENGTHS = [(0, 70), (130, 17), (63, 2), (5, 1)]
+
+
+def test_rope_and_store(compiled: Compiled) -> None:
+    rng, h = fresh_rng(), compiled.heads
+    batch = Batch.of(rng, LENGTHS)
+    qkv = random_qkv(rng, h, batch.n)
+    # what a half can hold: subnormals, zeros, values past its largest
+    v = qkv[:, h.q_width + h.kv_width :][:, : h.kv_width]
+    v[3] *= np.float32(1e-6)
+    v[4] *= np.float32(1e-8)
+    v[5] = np.float32(-0.0)
+    v[6] = np.where(v[6] > 0, np.float32(1e6), np.float32(-1e6)) if h.dtype == "float16" else v[6]
+    angles, exact_angles = angles_of(h, batch.cells)
+    cache = new_cache(h, rng)
+    before = cache.bytes.copy()
+    after = compiled.store(qkv, batch, angles, cache)
+
+    q = rotate(h, qkv[:, : h.q_width], exact_angles)
+    k = rotate(h, qkv[:, h.q_width : h.q_width + h.kv_width], exact_angles)
+    got = after[:, : h.q_width].reshape(q.shape)
+    assert np.abs(got - q).max() <= 4 * EPS * np.abs(q).max()
+    still = np.ones(h.head_dim, bool)
+    still[: h.dim] = False
+    assert np.array_equal(got[..., still], qkv[:, : h.q_width].reshape(q.shape)[..., still])
+    assert np.array_equal(after[:, h.q_width + h.kv_width :], qkv[:, h.q_width + h.kv_width :])
+
+    expected_v = np.clip(v, -65504, 65504).astype(np.float64) if h.dtype == "float16" else v.astype(np.float64)
+    written = np.zeros(before.size, bool).reshape(N_BLOCKS, -1)
+    unit = h.cache.element_nbytes
+    room = (2.0**-10 if h.dtype == "float16" else 4 * EPS) * np.abs(k).max()
+    for row, (first, n) in enumerate(LENGTHS):
+        mine = batch.sequences == row
+        keys, values = read_cache(h, cache.bytes, batch.table[row], first + n)
+        assert np.abs(keys[first:] - k[mine]).max() <= room
+        assert np.array_equal(values[first:], rounded(h, expected_v[mine]).reshape(values[first:].shape))
+        for cell in range(first, first + n):
+            block, place = batch.table[row, cell // BLOCK_CELLS], cell % BLOCK_CELLS
+            marks = written[block].reshape(h.n_kv_heads, 2, -1, unit)
+            marks[:, 0].reshape(h.n_kv_heads, h.head_dim, BLOCK_CELLS, unit)[:, :, place] = True
+            marks[:, 1].reshape(h.n_kv_heads, BLOCK_CELLS, h.head_dim, unit)[:, place] = True
+    elsewhere = ~written.reshape(-1)
+    assert np.array_equal(cache.bytes[elsewhere], before[elsewhere]), "cells of others were written"
+
+
+def filled(compiled: Compiled, rng: np.random.Generator, lengths: list[tuple[int, int]]) -> tuple[Batch, Memory]:
+    """A batch, and a cache that holds its sequences from their first cells on."""
+    h = compiled.heads
+    batch = Batch.of(rng, lengths)
+    cache = new_cache(h, rng)
+    for row, (first, n) in enumerate(lengths):
+        cells = np.arange(first + n, dtype=np.int32)
+        whole = Batch(cells, np.full(len(cells), row, np.int32), batch.table)
+        compiled.store(random_qkv(rng, h, whole.n), whole, angles_of(h, cells)[0], cache)
+    return batch, cache
+
+
+def attention_reference(h: Heads, qkv: Floats, batch: Batch, cache: Bytes) -> Doubles:
+    out = np.zeros((batch.n, h.n_heads, h.head_dim))
+    q = qkv[:, : h.q_width].reshape(batch.n, h.n_heads, h.head_dim).astype(np.float64)
+    for t in range(batch.n):
+        keys, values = read_cache(h, cache, batch.table[batch.sequences[t]], int(batch.cells[t]) + 1)
+        for head in range(h.n_heads):
+            shared = head // (h.n_heads // h.n_kv_heads)
+            scores = keys[:, shared] @ q[t, head] * h.head_dim**-0.5
+            weights = np.exp(scores - scores.max())
+            out[t, head] = weights / weights.sum() @ values[:, shared]
+    return out.reshape(batch.n, -1)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 30.0, 1e4, 0.0])
+def test_attention(compiled: Compiled, sharpness: float) -> None:
+    """From flat to one-hot softmax, over one to four blocks, with the rest of the cache full of other things."""
+    rng, h = fresh_rng(), compiled.heads
+    batch, cache = filled(compiled, rng, LENGTHS)
+    qkv = random_qkv(rng, h, batch.n) * np.float32(sharpness)
+    expected = attention_reference(h, qkv, batch, cache.bytes)
+    before = cache.bytes.copy()
+    # an error of a score is relative to its size, and weights change by as much
+    room = 1e-6 + 4 * EPS * np.sqrt(h.head_dim) * sharpness * 16
+    for name in SHAPES:
+        got = compiled.attend(name, qkv, batch, cache)
+        if sharpness <= 30:
+            assert np.abs(got - expected).max() <= room * np.abs(expected).max(), name
+        else:
+            # near ties may fall either way: compare where the best score leads by a margin
+            assert np.isfinite(got).all()
+            assert np.median(np.abs(got - expected)) <= 1e-5
+    assert np.array_equal(cache.bytes, before)
+
+
+def test_attention_does_not_depend_on_the_batch(compiled: Compiled) -> None:
+    """A token's output has the same bits alone and among any others, in tasks and tiles of any size."""
+    rng, h = fresh_rng(), compiled.heads
+    batch, cache = filled(compiled, rng, LENGTHS)
+    qkv = random_qkv(rng, h, batch.n)
+    whole = compiled.attend("alone", qkv, batch, cache)
+    for name in SHAPES:
+        assert np.array_equal(compiled.attend(name, qkv, batch, cache).view(np.uint32), whole.view(np.uint32)), name
+        for n in range(1, 18):
+            first = int(rng.integers(batch.n - n + 1))
+            some = slice(first, first + n)
+            got = compiled.attend(name, qkv[some], batch[some], cache)
+            assert np.array_equal(got.view(np.uint32), whole[some].view(np.uint32)), f"{name}, {n} tokens from {first}"
+
+
+def test_attention_to_a_single_cell_returns_its_value(compiled: Compiled) -> None:
+    rng, h = fresh_rng(), compiled.heads
+    batch, cache = filled(compiled, rng, [(0, 1)])
+    _, values = read_cache(h, cache.bytes, batch.table[0], 1)
+    got = compiled.attend("alone", random_qkv(rng, h, 1) * np.float32(1e3), batch, cache)
+    expected = np.repeat(values[0], h.n_heads // h.n_kv_heads, axis=0).reshape(-1)
+    assert np.array_equal(got[0], expected.astype(np.float32))
