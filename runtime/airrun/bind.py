@@ -8,8 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from airrun.native import CALL, Calls, Library
-from airrun.plan.schema import Operand, Plan, Program
+from airrun.native import CALL, Call, Library, pack_calls
+from airrun.plan.schema import POINTERS_PER_STEP, Plan, Program
+
+_CALL = np.dtype(
+    [("kernel", "<u8"), ("pointers", "<u8", POINTERS_PER_STEP)]
+    + [(name, "<i4") for name in ("n_rows", "n_tasks", "sync")]
+    + [("reserved", f"V{CALL.size - 8 * (POINTERS_PER_STEP + 1) - 12}")]
+)
+"""`native.CALL` for numpy."""
+
+Calls = npt.NDArray[np.void]
 
 Addresses = Mapping[str, Sequence[int]]
 """Address of every entry of every operand space."""
@@ -19,12 +28,13 @@ Addresses = Mapping[str, Sequence[int]]
 class BoundProgram:
     """The calls of one program, ready to run.
 
-    Calls [0, first_after_embed) embed token ids; calls [first_head, end) compute logits.
+    `calls` stand at `address`. Calls [0, first_after_embed) embed token ids; calls [first_head, end) compute logits.
     """
 
     name: str
     max_tokens: int
     calls: Calls
+    address: int
     first_after_embed: int
     first_head: int
     tasks: npt.NDArray[np.int64]
@@ -51,19 +61,20 @@ class BoundProgram:
 def bind_program(plan: Plan, program: Program, library: Library, addresses: Addresses) -> BoundProgram:
     """Resolve every operand of a program; `addresses` has one entry per space."""
     steps = program.steps
-    calls = np.zeros(len(steps), CALL)
-    kernels = [0] * len(plan.kernels)
-    for call, step in zip(calls, steps, strict=True):
-        if not kernels[step.kernel]:
-            kernels[step.kernel] = library.address(plan.kernels[step.kernel].symbol)
-        call["kernel"] = kernels[step.kernel]
-        call["pointers"] = [0 if o.space == "none" else addresses[o.space][o.index] + o.offset for o in step.operands]
-        call["sync"] = step.sync
+    kernels = {i: library.address(plan.kernels[i].symbol) for i in {step.kernel for step in steps}}
+    # a plan writes an operand that recurs once, so that each is one object
+    distinct = {id(o): o for step in steps for o in step.operands}
+    pointers = {key: 0 if o.space == "none" else addresses[o.space][o.index] + o.offset for key, o in distinct.items()}
+    packed = pack_calls(
+        [Call(kernels[step.kernel], [pointers[id(o)] for o in step.operands], 0, 0, step.sync) for step in steps]
+    )
+    calls = packed.array(_CALL, (len(steps),))
     phases = [s.phase for s in steps]
     return BoundProgram(
         program.name,
         program.max_tokens,
         calls,
+        packed.address,
         first_after_embed=phases.count("embed"),
         first_head=len(steps) - phases.count("head"),
         tasks=np.array([s.tasks for s in steps], np.int64),
@@ -74,13 +85,9 @@ def bind_program(plan: Plan, program: Program, library: Library, addresses: Addr
 
 def places_of(program: Program, space: str) -> list[tuple[int, int, int]]:
     """Where a program's calls point into a space: (call, pointer, offset)."""
-
-    def inside(operand: Operand) -> bool:
-        return operand.space == space
-
     return [
         (i, j, operand.offset)
         for i, step in enumerate(program.steps)
         for j, operand in enumerate(step.operands)
-        if inside(operand)
+        if operand.space == space
     ]

@@ -1,4 +1,8 @@
-"""The engine: a plan, its weights in memory, and the threads that run it, shared by all sessions."""
+"""The engine: a plan, its weights in memory, and the threads that run it, shared by all sessions.
+
+Nothing here imports numpy before the weights are being loaded: it takes a third of the start of a process, and the
+native threads that load need neither it nor the interpreter.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from airrun.batch import Batch
-from airrun.executor import Executor
-from airrun.kv_cache import BlockPool
 from airrun.ledger import Sizes, sizes_of
 from airrun.native import Library, Team
 from airrun.plan.container import LoadedPlan, read_plan
 from airrun.plan.fingerprint import locate
-from airrun.session import Session
 from airrun.weights import Weights
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from airrun.batch import Batch
     from airrun.generate import GenerateConfig
+    from airrun.session import Session
     from airrun.tokenizer import Tokenizer
 
 ModelPaths = str | Path | Sequence[str | Path] | None
@@ -46,14 +48,21 @@ class Engine:
         self.threads, self.n_ctx, self.max_batch = sizes.threads, sizes.ctx_size, sizes.max_tokens
         self.n_vocab = plan.model.n_vocab
         self.isa = sizes.library.isa
-        library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
-        self._team = Team(library, sizes.threads)
-        self.pool = BlockPool(plan.kv, sizes.kv_blocks)
-        weights = Weights(plan, paths, sizes, library, self._team)
-        self._executor = Executor(loaded, library, sizes, self._team, weights, self.pool)
-        self._times = {"load_seconds": time.perf_counter() - started}
+        self._times: dict[str, float] = {}
         self._counts = {"prefill_tokens": 0, "decode_tokens": 0}
         self._seconds = {"prefill_seconds": 0.0, "decode_seconds": 0.0}
+        library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
+        weights = Weights(plan, paths, sizes)
+        calls = weights.interleaving(library)
+        self._team = Team(library, sizes.threads)
+        times = self._times
+        self._team.start(calls, lambda: times.update(load_seconds=time.perf_counter() - started))
+
+        from airrun.executor import Executor
+        from airrun.kv_cache import BlockPool
+
+        self.pool = BlockPool(plan.kv, sizes.kv_blocks)
+        self._executor = Executor(loaded, library, sizes, self._team, weights, self.pool)
 
     @classmethod
     def from_plan(
@@ -108,10 +117,12 @@ class Engine:
     @cached_property
     def session(self) -> Session:
         """The session that `generate`, `stream` and `reset` act on."""
-        return Session(self)
+        return self.new_session()
 
     def new_session(self) -> Session:
         """A further session; all share the KV cache."""
+        from airrun.session import Session
+
         return Session(self)
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
@@ -158,6 +169,7 @@ class Engine:
 
     def metrics(self) -> dict[str, float]:
         """Seconds and tokens so far: load, prefill and decode, and the time inside native code."""
+        self._team.wait()
         return {**self._times, **self._seconds, **self._counts, "native_seconds": self._executor.native_seconds}
 
     def close(self) -> None:

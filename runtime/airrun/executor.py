@@ -13,7 +13,7 @@ from airrun.errors import PlanError
 from airrun.kv_cache import BlockPool
 from airrun.ledger import Sizes
 from airrun.memory import Region
-from airrun.native import Library, Team
+from airrun.native import CALL, Library, Team
 from airrun.plan.container import LoadedPlan
 from airrun.plan.schema import INPUTS, Plan
 from airrun.weights import Weights
@@ -68,6 +68,8 @@ class Executor:
             "scratch": [self._scratch.address],
         }
         self._programs = [bind_program(plan, p, library, addresses) for p in plan.programs]
+        for program in self._programs:
+            team.adopt(program.calls)
         self._logit_places = [places_of(p, "logits") for p in plan.programs]
         hidden = plan.buffers[plan.model.hidden]
         rows = self._arena.array("<f4", (n, hidden.nbytes // 4), hidden.offset * n)
@@ -91,7 +93,7 @@ class Executor:
         first = program.first_after_embed if embedded else 0
         last = len(program.calls) if n_outputs else program.first_head
         started = time.perf_counter()
-        self._team.run(program.calls.ctypes.data + first * program.calls.itemsize, last - first)
+        self._team.run(program.address + first * CALL.size, last - first)
         self.native_seconds += time.perf_counter() - started
         model = self.plan.model
         rows = self._logits.array("<f4", (n_outputs, model.logits_stride))

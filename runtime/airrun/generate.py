@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from airrun.errors import UsageError
-from airrun.sampling import Sampler, SamplerConfig
+from airrun.sampler_config import SamplerConfig
 from airrun.stopping import StopFilter
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from airrun.engine import Engine
+    from airrun.sampling import Sampler
     from airrun.session import Session
 
 FinishReason = Literal["eos", "stop", "length", "context", "cancelled", "unfinished"]
@@ -92,6 +93,8 @@ class GenerateResult:
 
 def make_sampler(engine: Engine, config: GenerateConfig) -> Sampler:
     """A sampler for the engine's vocabulary that honours ``config.ignore_eos``."""
+    from airrun.sampling import Sampler
+
     return Sampler(config, engine.n_vocab, engine.tokenizer.spec.eog_ids if config.ignore_eos else ())
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from airrun.errors import UsageError
 from airrun.ledger import kv_nbytes
-from airrun.memory import Bytes, Region
+from airrun.memory import Region
 from airrun.plan.schema import KvCache
+
+if TYPE_CHECKING:
+    from airrun.memory import Bytes
 
 
 class BlockPool:

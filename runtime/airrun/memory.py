@@ -1,37 +1,59 @@
-"""Memory by the page: what the kernels write to, and the weight files they read from."""
+"""Memory by the page: what the kernels write to, and the weight files they read from.
+
+Addresses come from ctypes, and numpy is imported where an array is asked for: weights are loaded before it is.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import mmap
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from airrun.errors import PlanError
 
-Bytes = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
 
 _MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 _HUGE = 2 << 20
 
 
 class Region:
-    """Zeroed, page-aligned, private memory; pages are taken when they are first touched."""
+    """Zeroed, page-aligned, private memory; pages are taken when they are first touched.
+
+    Attributes
+    ----------
+    memory
+        The memory as a buffer, for `struct` and slices.
+    """
 
     def __init__(self, nbytes: int, *, huge: bool = False) -> None:
         self.nbytes = max(nbytes, 1)
-        self._map = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if huge and _MADV_HUGEPAGE is not None and nbytes >= _HUGE:
-            self._map.madvise(_MADV_HUGEPAGE)
-        self.bytes: Bytes = np.frombuffer(self._map, np.uint8)
-        self.address: int = self.bytes.ctypes.data
+        huge = huge and _MADV_HUGEPAGE is not None and nbytes >= _HUGE
+        # The kernel aligns whole numbers of huge pages to them; of any other length, both ends would be small pages.
+        length = -(-nbytes // _HUGE) * _HUGE if huge else self.nbytes
+        self.memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if huge:
+            self.memory.madvise(_MADV_HUGEPAGE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+
+    @cached_property
+    def bytes(self) -> Bytes:
+        """All of the region."""
+        array: Bytes = self.array("u1", (self.nbytes,))
+        return array
 
     def array(self, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0) -> npt.NDArray[Any]:
         """A view of part of the region."""
-        count = int(np.prod(shape))
-        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+        import numpy as np
+
+        return np.frombuffer(self.memory, dtype, math.prod(shape), offset).reshape(shape)
 
 
 class MappedFile:
@@ -44,15 +66,39 @@ class MappedFile:
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:
             raise PlanError(f"{path}: cannot map: {e}") from e
-        self.bytes: Bytes = np.frombuffer(self._map, np.uint8)
-        self.address: int = self.bytes.ctypes.data
+        self.address = _address_of(self._map)
 
-    def release(self, offset: int, nbytes: int) -> None:
-        """Let go of the pages wholly inside a range; they come back from the file when touched again."""
-        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+def inner_pages(address: int, nbytes: int) -> tuple[int, int]:
+    """Address and bytes of the pages that lie wholly inside a range of memory; no bytes where there is none."""
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (address + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    return first, max(last - first, 0)
+
+
+class _Buffer(ctypes.Structure):
+    """`Py_buffer` of the C API."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("pointers", ctypes.c_void_p * 4),
+    )
+
+
+def _address_of(mapping: mmap.mmap) -> int:
+    """Where a mapping starts; `from_buffer` refuses one that is read-only."""
+    buffer = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapping), ctypes.byref(buffer), 0)
+    address = buffer.buf
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    assert address is not None
+    return address
 
 
 def resident_nbytes() -> int:

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
+import struct
 import threading
 import weakref
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from airrun.errors import PlanError
 from airrun.memory import Region
 from airrun.plan.schema import POINTERS_PER_STEP
 
-CALL = np.dtype(
-    {
-        "names": ["kernel", "pointers", "n_rows", "n_tasks", "sync", "next"],
-        "formats": ["<u8", ("<u8", POINTERS_PER_STEP), "<i4", "<i4", "<i4", "<i4"],
-        "offsets": [0, 8, 72, 76, 80, 84],
-        "itemsize": 128,
-    }
-)
-"""`struct air_call` of replay.h."""
+CALL = struct.Struct(f"<Q{POINTERS_PER_STEP}Q3i44x")
+"""`struct air_call` of replay.h: kernel, pointers, n_rows, n_tasks, sync; the rest is the loop's own."""
 
-Calls = npt.NDArray[np.void]
-
+_WORD = struct.Struct("<i")
+_N_WORKERS_AT, _CANCELLED_AT = 12, 80
+"""Offsets in `struct air_team`."""
 _TEAM_NBYTES = 256
-_N_WORKERS_AT = 12
-"""Offset of `n_workers` in `struct air_team`."""
+
+
+class Call(NamedTuple):
+    """One native call: address of the kernel, its pointers (those not given are null), and how it is spread."""
+
+    kernel: int
+    pointers: Sequence[int]
+    n_rows: int
+    n_tasks: int
+    sync: bool
+
+
+def pack_calls(calls: Sequence[Call]) -> Region:
+    """Calls as the array that the native loop walks."""
+    region = Region(CALL.size * len(calls))
+    for i, call in enumerate(calls):
+        pointers = (*call.pointers, *[0] * (POINTERS_PER_STEP - len(call.pointers)))
+        CALL.pack_into(
+            region.memory, i * CALL.size, call.kernel, *pointers, call.n_rows, call.n_tasks, call.sync
+        )
+    return region
 
 
 class Library:
@@ -65,6 +77,8 @@ def _load(image: bytes | memoryview) -> ctypes.CDLL:
         fd = os.memfd_create("airrun-kernels")
         _write_all(fd, image)
         return ctypes.CDLL(f"/proc/self/fd/{fd}")
+    import tempfile
+
     with tempfile.NamedTemporaryFile(suffix=".so") as f:
         _write_all(f.fileno(), image)
         return ctypes.CDLL(f.name)
@@ -83,32 +97,65 @@ class Team:
         self.n_workers = n_workers
         self._library = library
         self._state = Region(_TEAM_NBYTES)
-        self._state.array("<i4", (1,), _N_WORKERS_AT)[0] = n_workers
+        _WORD.pack_into(self._state.memory, _N_WORKERS_AT, n_workers)
         self._lock = threading.Lock()
+        self._background: tuple[Region, int] | None = None
         threads = [
             threading.Thread(target=library.worker, args=(self._state.address, i), name=f"airrun-{i}", daemon=True)
             for i in range(1, n_workers)
         ]
-        # Workers know their state by address only: it must not be freed, and its address not used again, before
-        # they have ended, also where an engine is dropped without being closed.
-        self._finalizer = weakref.finalize(self, _end, library, self._state, threads)
+        # Workers know their state and their calls by address only: neither must be freed, nor its address used
+        # again, before they have ended, also where an engine is dropped without being closed.
+        self._calls: list[object] = []
+        self._finalizer = weakref.finalize(self, _end, library, self._state, threads, self._calls)
         for thread in threads:
             thread.start()
 
+    def adopt(self, calls: object) -> None:
+        """Keep an array of calls, or what owns it, as long as the workers live: one that lost its core may look late."""
+        self._calls.append(calls)
+
     def run(self, calls_address: int, n_calls: int) -> None:
-        """Run `n_calls` entries of an array of `CALL` to the end."""
+        """Run `n_calls` entries of an adopted array of `CALL` to the end."""
         with self._lock:
             if not self._finalizer.alive:
                 raise PlanError("the engine is closed")
             self._library.run(self._state.address, calls_address, n_calls)
 
+    def start(self, calls: Sequence[Call], done: Callable[[], None]) -> None:
+        """Run calls on the team and a further thread, then call `done`; `run` and `wait` wait for the end of it."""
+        self._lock.acquire()
+        self._background = pack_calls(calls), len(calls)
+        self.adopt(self._background[0])
+        # The thread must not outlive its last use of the team as its owner, or a dropped engine would linger.
+        threading.Thread(target=_run_and_release, args=([self], done), name="airrun_load", daemon=True).start()
+
+    def wait(self) -> None:
+        """Return when what `start` began is done."""
+        with self._lock:
+            pass
+
     def close(self) -> None:
-        """End the workers; idempotent."""
+        """End the workers, and what they do in the background at its next call; idempotent."""
+        if self._background is not None:
+            _WORD.pack_into(self._state.memory, _CANCELLED_AT, 1)
         with self._lock:
             self._finalizer()
 
 
-def _end(library: Library, state: Region, threads: list[threading.Thread]) -> None:
+def _run_and_release(owner: list[Team], done: Callable[[], None]) -> None:
+    team = owner.pop()
+    lock = team._lock
+    assert team._background is not None
+    region, n_calls = team._background
+    team._library.run(team._state.address, region.address, n_calls)
+    team._background = None
+    done()
+    del team
+    lock.release()
+
+
+def _end(library: Library, state: Region, threads: list[threading.Thread], _calls: list[object]) -> None:
     library.stop(state.address)
     for thread in threads:
         thread.join()

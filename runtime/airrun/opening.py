@@ -43,6 +43,8 @@ def open_engine(
             is_gguf = file.read(4) == b"GGUF"
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror}") from None
+    # nothing here calls BLAS, whose threads cost more to start than all of ours together
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from airrun.engine import Engine
 
     if not (is_gguf or suffix == ".gguf"):

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import mmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from airrun.ledger import Sizes
-from airrun.memory import MappedFile, Region
-from airrun.native import CALL, Library, Team
-from airrun.plan.schema import Plan, Weight
+from airrun.memory import MappedFile, Region, inner_pages
+from airrun.native import Call, Library
+from airrun.plan.schema import PANEL_ROWS, Plan, Weight
 
-_PACK_AT_ONCE = 16 << 20
+_AT_ONCE = 8 << 20
 """Raw bytes interleaved between two releases of their pages: bounds what is resident twice."""
 
 
 class Weights:
-    """Addresses of every tensor and weight of a plan.
+    """Addresses of every tensor and weight of a plan. Panels are filled by the calls of `interleaving`.
 
     Attributes
     ----------
@@ -27,7 +27,8 @@ class Weights:
         Address of each `plan.weights` entry: its panels, or its raw bytes.
     """
 
-    def __init__(self, plan: Plan, paths: Sequence[Path], sizes: Sizes, library: Library, team: Team) -> None:
+    def __init__(self, plan: Plan, paths: Sequence[Path], sizes: Sizes) -> None:
+        self._plan = plan
         self._files = [MappedFile(path) for path in paths]
         self.tensor_addresses = [self._files[t.file].address + t.offset for t in plan.tensors]
         self._panels = Region(sizes.panels, huge=True)
@@ -35,33 +36,43 @@ class Weights:
             self._panels.address + offset if offset >= 0 else self.tensor_addresses[weight.parts[0].tensor]
             for weight, offset in zip(plan.weights, sizes.panel_offsets, strict=True)
         ]
-        self._interleave(plan, library, team)
 
-    def _interleave(self, plan: Plan, library: Library, team: Team) -> None:
-        """Make all panels, a few matrices at a time, and drop the raw pages of each as soon as it is done."""
-        pending: list[tuple[Weight, int]] = []
+    def interleaving(self, library: Library) -> list[Call]:
+        """Native calls that make all panels, a few megabytes at a time, each followed by letting go of the raw pages.
+
+        A native call is a C function of a few words, and `madvise` is one: so all is done in one parallel region, in
+        which no worker waits for the interpreter.
+        """
+        madvise = ctypes.cast(ctypes.CDLL(None).madvise, ctypes.c_void_p).value or 0
+        packs = {w.pack: library.address(w.pack) for w in self._plan.weights if w.layout == "panels"}
+        calls: list[Call] = []
+        releases: list[Call] = []
         size = 0
-        for weight, address in zip(plan.weights, self.weight_addresses, strict=True):
-            if weight.layout != "panels":
-                continue
-            pending.append((weight, address))
-            size += weight.nbytes
-            if size >= _PACK_AT_ONCE:
-                self._pack(plan, pending, library, team)
-                pending, size = [], 0
-        self._pack(plan, pending, library, team)
+        for weight, source, nbytes, target, n_rows in self._pieces():
+            n_tasks = -(-n_rows // PANEL_ROWS)
+            calls.append(Call(packs[weight.pack], (source, target), n_rows, n_tasks, sync=False))
+            first, length = inner_pages(source, nbytes)
+            if length:
+                releases.append(Call(madvise, (first, length, mmap.MADV_DONTNEED), 0, 1, sync=False))
+            size += nbytes
+            if size >= _AT_ONCE:
+                calls[-1] = calls[-1]._replace(sync=True)
+                calls += releases
+                releases, size = [], 0
+        if calls:
+            calls[-1] = calls[-1]._replace(sync=True)
+        return calls + releases
 
-    def _pack(self, plan: Plan, weights: list[tuple[Weight, int]], library: Library, team: Team) -> None:
-        parts = [(weight, address, part) for weight, address in weights for part in weight.parts]
-        calls = np.zeros(len(parts), CALL)
-        for call, (weight, address, part) in zip(calls, parts, strict=True):
-            n_rows = plan.tensors[part.tensor].shape[0]
-            call["kernel"] = library.address(weight.pack)
-            call["pointers"][0] = self.tensor_addresses[part.tensor]
-            call["pointers"][1] = address + part.first_panel * weight.panel_nbytes
-            call["n_rows"] = n_rows
-            call["n_tasks"] = -(-n_rows // 16)
-        team.run(calls.ctypes.data, len(calls))
-        for _weight, _address, part in parts:
-            tensor = plan.tensors[part.tensor]
-            self._files[tensor.file].release(tensor.offset, tensor.nbytes)
+    def _pieces(self) -> Iterator[tuple[Weight, int, int, int, int]]:
+        """Parts of weights in the order of the plan, cut at `_AT_ONCE`: weight, raw address and bytes, panel address, rows."""
+        for weight, address in zip(self._plan.weights, self.weight_addresses, strict=True):
+            for part in weight.parts if weight.layout == "panels" else ():
+                tensor = self._plan.tensors[part.tensor]
+                n_rows, source = tensor.shape[0], self.tensor_addresses[part.tensor]
+                row_nbytes = tensor.nbytes // n_rows
+                step = max(_AT_ONCE // row_nbytes // PANEL_ROWS, 1)
+                for panel in range(0, -(-n_rows // PANEL_ROWS), step):
+                    first = panel * PANEL_ROWS
+                    rows = min(step * PANEL_ROWS, n_rows - first)
+                    target = address + (part.first_panel + panel) * weight.panel_nbytes
+                    yield weight, source + first * row_nbytes, rows * row_nbytes, target, rows

@@ -106,7 +106,10 @@ class Compiled:
 
         rope = Memory(angles)
         pointers = (memory, part(h.q_width), part(h.q_width + h.kv_width), rope, cache, *batch.memory)
-        self.kernels("store", *pointers, n=batch.n, end=batch.n)
+        tasks = batch.n * (h.n_heads + h.n_kv_heads)
+        # split anywhere, as workers would
+        self.kernels("store", *pointers, n=batch.n, end=tasks // 3)
+        self.kernels("store", *pointers, n=batch.n, begin=tasks // 3, end=tasks)
         return memory.view(np.float32, *qkv.shape).copy()
 
     def attend(self, name: str, qkv: Floats, batch: Batch, cache: Memory) -> Floats:

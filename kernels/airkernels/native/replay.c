@@ -3,8 +3,9 @@
  * It travels in the plan beside the kernels and needs no C library: the threads are made by the host
  * program and handed over (`air_worker` returns only when the team stops), waiting is by futex.
  *
- * One `air_run` is one parallel region. Every worker walks the same array; the tasks of a call are taken
- * in chunks that shrink towards the end, so that a worker that lost its core for a while costs little.
+ * One `air_run` is one parallel region. Calls up to a `sync` form a stage; its tasks are taken in chunks that
+ * shrink towards the end. A stage ends when its tasks are done, not when all workers have arrived: a worker
+ * that lost its core between two tasks holds nobody up, and joins whatever stage is in progress when it is back.
  */
 #include "replay.h"
 
@@ -37,36 +38,39 @@ enum { FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129, SPINS = 4000 };
 #define STORE(x, v) __atomic_store_n(&(x), (v), __ATOMIC_RELEASE)
 #define ADD(x, v) __atomic_add_fetch(&(x), (v), __ATOMIC_ACQ_REL)
 
-/* Waits until *word differs from `seen`: spins while an answer is likely near, then sleeps. */
-static void wait_change(volatile int32_t *word, int32_t seen, volatile int32_t *sleepers) {
+/* Waits until the position differs from `seen`: spins while that is likely near, then sleeps. */
+static void wait_change(struct air_team *team, uint64_t seen) {
+    volatile int32_t *low = (volatile int32_t *)&team->position;
     for (int i = 0; i < SPINS; i++) {
-        if (LOAD(*word) != seen) return;
+        if (LOAD(team->position) != seen) return;
         relax();
     }
-    __atomic_add_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == seen) futex(word, FUTEX_WAIT_PRIVATE, seen);
-    __atomic_sub_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&team->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&team->position, __ATOMIC_SEQ_CST) == seen && !LOAD(team->stop))
+        futex(low, FUTEX_WAIT_PRIVATE, (int32_t)seen);
+    __atomic_sub_fetch(&team->sleepers, 1, __ATOMIC_SEQ_CST);
 }
 
-static void change(volatile int32_t *word, volatile int32_t *sleepers) {
-    __atomic_add_fetch(word, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(sleepers, __ATOMIC_SEQ_CST)) futex(word, FUTEX_WAKE_PRIVATE, 0x7fffffff);
+/* First call after the stage that begins with call `i`; adds up the tasks of the stage. */
+static int32_t stage_end(const struct air_call *calls, int32_t n_calls, int32_t i, int32_t *n_tasks) {
+    *n_tasks = 0;
+    do *n_tasks += calls[i].n_tasks;
+    while (!calls[i++].sync && i < n_calls);
+    return i;
 }
 
-/* The last worker to arrive resets the task counters of the stage that has just ended. */
-static void barrier(struct air_team *team, int32_t first, int32_t last) {
-    if (team->n_workers == 1) {
-        for (int32_t i = first; i <= last; i++) team->calls[i].next = 0;
-        return;
+/* Publishes the first stage from call `i` on that has tasks, or the end of the run. */
+static void advance(struct air_team *team, const struct air_call *calls, int32_t n_calls, int32_t i, uint64_t run) {
+    uint64_t stage = AIR_IDLE;
+    while (stage == AIR_IDLE && i < n_calls) {
+        int32_t n_tasks, end = stage_end(calls, n_calls, i, &n_tasks);
+        if (n_tasks) stage = (uint32_t)i;
+        i = end;
     }
-    int32_t seen = LOAD(team->stage);
-    if (ADD(team->arrived, 1) == team->n_workers) {
-        for (int32_t i = first; i <= last; i++) team->calls[i].next = 0;
-        STORE(team->arrived, 0);
-        change(&team->stage, &team->stage_sleepers);
-    } else {
-        wait_change(&team->stage, seen, &team->stage_sleepers);
-    }
+    team->done = 0;
+    __atomic_store_n(&team->position, run << 32 | stage, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&team->sleepers, __ATOMIC_SEQ_CST))
+        futex((volatile int32_t *)&team->position, FUTEX_WAKE_PRIVATE, 0x7fffffff);
 }
 
 static void invoke(const struct air_call *call, int32_t begin, int32_t end, int32_t worker) {
@@ -74,56 +78,72 @@ static void invoke(const struct air_call *call, int32_t begin, int32_t end, int3
     call->kernel(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], call->n_rows, begin, end, worker);
 }
 
-static void work(struct air_call *call, int32_t n_workers, int32_t worker) {
-    int32_t n = call->n_tasks;
-    if (n_workers == 1) {
-        if (n > 0) invoke(call, 0, n, worker);
-        return;
+/* Takes and runs chunks of one call until none are left; returns the number of tasks done here. */
+static int32_t work(const struct air_team *team, struct air_call *call, uint64_t run, int32_t worker) {
+    int32_t n = call->n_tasks, mine = 0;
+    uint64_t taken = LOAD(call->taken);
+    while (taken >> 32 == run && (int32_t)taken < n) {
+        int32_t begin = (int32_t)taken;
+        int32_t chunk = (n - begin) / (2 * team->n_workers);
+        if (chunk < 1) chunk = 1;
+        if (!__atomic_compare_exchange_n(&call->taken, &taken, taken + (uint64_t)chunk, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            continue;
+        if (!LOAD(team->cancelled)) invoke(call, begin, begin + chunk, worker);
+        mine += chunk;
+        taken = LOAD(call->taken);
     }
-    int32_t begin = LOAD(call->next);
-    while (begin < n) {
-        int32_t chunk = (n - begin) / (2 * n_workers);
-        int32_t end = begin + (chunk > 0 ? chunk : 1);
-        if (__atomic_compare_exchange_n(&call->next, &begin, end, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-            invoke(call, begin, end, worker);
-            begin = LOAD(call->next);
-        }
-    }
+    return mine;
 }
 
-static void walk(struct air_team *team, int32_t worker) {
-    int32_t first = 0, n_calls = team->n_calls;
-    for (int32_t i = 0; i < n_calls; i++) {
-        struct air_call *call = &team->calls[i];
-        work(call, team->n_workers, worker);
-        if (call->sync || i == n_calls - 1) {
-            barrier(team, first, i);
-            first = i + 1;
-        }
+/* Helps with the stages of the run in progress until it ends. */
+static void participate(struct air_team *team, int32_t worker) {
+    for (;;) {
+        uint64_t position = LOAD(team->position);
+        if ((uint32_t)position == AIR_IDLE) return;
+        struct air_call *calls = LOAD(team->calls);
+        int32_t n_calls = LOAD(team->n_calls);
+        /* An unchanged position means that the run was still on, so the array just read is its own. */
+        if (LOAD(team->position) != position) continue;
+        uint64_t run = position >> 32;
+        int32_t first = (int32_t)(uint32_t)position, mine = 0, n_tasks;
+        int32_t end = stage_end(calls, n_calls, first, &n_tasks);
+        for (int32_t i = first; i < end; i++) mine += work(team, &calls[i], run, worker);
+        if (mine && ADD(team->done, mine) == n_tasks)
+            advance(team, calls, n_calls, end, run);
+        else
+            wait_change(team, position);
     }
 }
 
 void air_worker(struct air_team *team, int32_t worker) {
-    int32_t seen = 0;
-    for (;;) {
-        wait_change(&team->run, seen, &team->run_sleepers);
-        seen = LOAD(team->run);
-        if (LOAD(team->stop)) return;
-        walk(team, worker);
+    while (!LOAD(team->stop)) {
+        uint64_t position = LOAD(team->position);
+        if ((uint32_t)position == AIR_IDLE || position == 0)
+            wait_change(team, position);
+        else
+            participate(team, worker);
     }
 }
 
 void air_run(struct air_team *team, struct air_call *calls, int32_t n_calls) {
-    if (n_calls <= 0) return;
-    team->calls = calls;
-    team->n_calls = n_calls;
-    if (team->n_workers > 1) change(&team->run, &team->run_sleepers);
-    walk(team, 0);
+    if (team->n_workers == 1) {
+        for (int32_t i = 0; i < n_calls; i++)
+            if (calls[i].n_tasks > 0 && !LOAD(team->cancelled)) invoke(&calls[i], 0, calls[i].n_tasks, 0);
+        return;
+    }
+    uint64_t run = ((team->position >> 32) + 1) & 0xffffffffu;
+    for (int32_t i = 0; i < n_calls; i++) calls[i].taken = run << 32;
+    STORE(team->n_calls, n_calls);
+    STORE(team->calls, calls);
+    advance(team, calls, n_calls, 0, run);
+    participate(team, 0);
 }
 
 void air_stop(struct air_team *team) {
     STORE(team->stop, 1);
-    change(&team->run, &team->run_sleepers);
+    /* A position of its own, so that no sleeper can mistake it for the one it waits on. */
+    __atomic_store_n(&team->position, ((team->position >> 32) + 1) << 32 | AIR_IDLE, __ATOMIC_SEQ_CST);
+    futex((volatile int32_t *)&team->position, FUTEX_WAKE_PRIVATE, 0x7fffffff);
 }
 
 /* The code generator may call these even where no C library is linked. */

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
-
 from airrun.plan.blocks import BLOCKS
 from airrun.plan.checks import equal, fail, index, multiple, one_of, row_nbytes, show, within
 from airrun.plan.schema import ACCESSES, ARCHITECTURES, DTYPES, KV_DTYPES, LAYOUTS, PANEL_ROWS, Plan, Weight
@@ -56,8 +54,9 @@ def verify(plan: Plan) -> None:
 def verify_rope_axis(plan: Plan, constants: memoryview) -> None:
     """Check that the axes of rotary pairs exist, given the bytes of the segment of constants."""
     table = plan.constants[plan.rope.axis]
-    axes = np.frombuffer(constants, np.int32, math.prod(table.shape), table.offset)
-    if axes.size and not (int(axes.min()) >= 0 and int(axes.max()) < plan.rope.n_axes):
+    nbytes = 4 * math.prod(table.shape)
+    axes = constants[table.offset : table.offset + nbytes].cast("i")
+    if nbytes and not (min(axes) >= 0 and max(axes) < plan.rope.n_axes):
         fail(f"constants[{plan.rope.axis}] {show(table.name)}", f"names an axis outside 0 to {plan.rope.n_axes - 1}")
 
 
