@@ -37,6 +37,9 @@ from airschedules.specs import (
 _GATED_CHUNK = 256
 """Columns per task of a gated activation: small enough to share one row between threads."""
 
+_DIGITS = {"float32": 0, "q8": 1, "q16": 2}
+"""Digits of each type of activations."""
+
 _ATTENTION_GROUP = 8
 """Tokens per attention task in prefill."""
 
@@ -130,7 +133,8 @@ class Lowering:
     def row_nbytes(self, value: str) -> int:
         """Bytes of a row of a value in the arena."""
         v = self.graph.values[value]
-        nbytes = QuantizedRow(v.width).nbytes if v.dtype == "q8" else 4 * stride(v.width)
+        digits = _DIGITS[v.dtype]
+        nbytes = QuantizedRow(v.width, digits).nbytes if digits else 4 * stride(v.width)
         return -(-nbytes // 64) * 64
 
     def stride_of(self, value: str) -> int:
@@ -191,7 +195,7 @@ def _norm(low: Lowering, operator: Operator) -> None:
         raise UnsupportedError(f"{operator.name}: norms with a bias are not supported yet")
     source, out = operator.inputs[0], operator.outputs[0]
     n = low.graph.values[source].width
-    spec = NormSpec(n, low.stride_of(source), low.stride_of(out), op.eps, op.quantize)
+    spec = NormSpec(n, low.stride_of(source), low.stride_of(out), op.eps, _DIGITS[low.graph.values[out].dtype])
     low.emit(operator, spec, {0: low.value(source), 1: low.tensor(op.weight), 2: low.value(out)})
 
 
@@ -200,7 +204,7 @@ def _matmul(low: Lowering, operator: Operator) -> None:
     graph, source, out = low.graph, operator.inputs[0], operator.outputs[0]
     fmt = _format(graph, op.weights[0])
     n_cols = graph.values[source].width
-    quantized = graph.values[source].dtype == "q8"
+    digits = _DIGITS[graph.values[source].dtype]
     weight = PanelWeight(op.weights, operator.layer, PackSpec(fmt, n_cols))
     low.weights[weight.name] = weight
     if op.accumulate:
@@ -212,8 +216,8 @@ def _matmul(low: Lowering, operator: Operator) -> None:
     if not any(op.biases):
         pieces = [(0, members[-1][2], None)]
     for i, (first, stop, bias) in enumerate(pieces):
-        shape = MatmulShape(stop - first, n_cols, low.stride_of(out), op.accumulate, bias is not None)
-        spec = MatmulSpec(fmt, shape, 0 if quantized else low.stride_of(source), quantized, low.phase)
+        shape = MatmulShape(stop - first, n_cols, low.stride_of(out), op.accumulate, bias is not None, max(digits, 1))
+        spec = MatmulSpec(fmt, shape, 0 if digits else low.stride_of(source), digits > 0, low.phase)
         pointers = {
             0: Pointer("weight", weight.name, first // PANEL * panel_nbytes),
             1: low.value(source),
@@ -268,7 +272,7 @@ def _gated(low: Lowering, operator: Operator) -> None:
     gate, up = ((operator.inputs[columns[p].input], columns[p].first) for p in ("gate", "up"))
     n = graph.values[out].width
     strides = (low.stride_of(gate[0]), low.stride_of(up[0]), low.stride_of(out))
-    spec = GatedSpec(n, *strides, _GATED_CHUNK, op.quantize)
+    spec = GatedSpec(n, *strides, _GATED_CHUNK, _DIGITS[graph.values[out].dtype])
     pointers = {0: low.value(*gate), 1: low.value(*up), 2: low.value(out)}
     low.emit(operator, spec, pointers, tasks=-(-n // _GATED_CHUNK))
 
@@ -281,7 +285,8 @@ def _select_rows(low: Lowering, operator: Operator) -> None:
 
 def _quantize(low: Lowering, operator: Operator) -> None:
     source, out = operator.inputs[0], operator.outputs[0]
-    spec = QuantizeSpec(low.graph.values[source].width, low.stride_of(source))
+    digits = _DIGITS[low.graph.values[out].dtype]
+    spec = QuantizeSpec(low.graph.values[source].width, low.stride_of(source), digits)
     low.emit(operator, spec, {0: low.value(source), 2: low.value(out)})
 
 

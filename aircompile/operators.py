@@ -15,7 +15,7 @@ from aircompile.frontends.gguf import TensorInfo
 from airrun.plan.blocks import BLOCKS
 
 Rows = Literal["tokens", "outputs"]
-Dtype = Literal["float32", "q8"]
+Dtype = Literal["float32", "q8", "q16"]
 RopeMode = Literal["normal", "neox"]
 """Which elements of a head rotate together: neighbours (2i, 2i + 1), or the halves (i, i + dim / 2)."""
 
@@ -26,7 +26,8 @@ Weights = Mapping[str, TensorInfo]
 class Value:
     """A matrix of activations: one row of `width` elements per token of the batch, or per requested output.
 
-    `dtype` 'q8' is rows of bytes with a scale per 32 elements (``airkernels.cpu.activations.QuantizedRow``).
+    `dtype` 'q8' and 'q16' are rows of integers of one and two digits with a scale per 32 elements
+    (``airkernels.cpu.activations.QuantizedRow``).
     """
 
     name: str
@@ -49,6 +50,11 @@ class Columns(NamedTuple):
     input: int
     first: int
     width: int
+
+
+def quantized_dtype(digits: int) -> Dtype:
+    """Type of rows quantized to so many digits."""
+    return "q8" if digits == 1 else "q16"
 
 
 def is_integer_format(name: str) -> bool:
@@ -91,6 +97,7 @@ class Norm(Op):
     eps: float
     bias: str | None = None
     quantize: bool = False
+    digits: int = 1
     kind: Literal["rms"] = "rms"
 
     def tensors(self) -> tuple[str, ...]:
@@ -101,7 +108,7 @@ class Norm(Op):
         x = _float(inputs[0])
         for name in self.tensors():
             _vector(weights, name, x.width)
-        return (Kind(x.width, x.rows, "q8" if self.quantize else "float32"),)
+        return (Kind(x.width, x.rows, quantized_dtype(self.digits) if self.quantize else "float32"),)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class MatMul(Op):
             if bias is not None:
                 _vector(weights, bias, n_rows)
             width += n_rows
-        if x.dtype == "q8" and not is_integer_format(self.format(weights)):
+        if x.dtype != "float32" and not is_integer_format(self.format(weights)):
             raise ValueError(f"quantized rows ({x.name}) with a matrix in {self.format(weights)}")
         if self.accumulate:
             _same_kind(_float(inputs[1]), width, x.rows)
@@ -272,6 +279,7 @@ class GatedActivation(Parted):
 
     kind: Literal["silu"]
     quantize: bool = False
+    digits: int = 1
     parts: tuple[tuple[str, ...], ...] = field(default=(("gate", "up"),), kw_only=True)
 
     def part_widths(self, total: int) -> tuple[int, ...]:
@@ -281,7 +289,7 @@ class GatedActivation(Parted):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         up = self.columns(inputs)["up"]
-        return (Kind(up.width, inputs[0].rows, "q8" if self.quantize else "float32"),)
+        return (Kind(up.width, inputs[0].rows, quantized_dtype(self.digits) if self.quantize else "float32"),)
 
 
 @dataclass(frozen=True)
@@ -328,12 +336,14 @@ class SelectRows(Op):
 
 @dataclass(frozen=True)
 class Quantize(Op):
-    """Round float rows to 'q8'."""
+    """Round float rows to integers of one or two digits."""
+
+    digits: int = 1
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         _arity(inputs, 1)
         x = _float(inputs[0])
-        return (Kind(x.width, x.rows, "q8"),)
+        return (Kind(x.width, x.rows, quantized_dtype(self.digits)),)
 
 
 def _arity(inputs: Sequence[Value], n: int) -> None:

@@ -21,16 +21,16 @@ _LOCAL = "tuning-records.json"
 
 @dataclass(frozen=True)
 class MatmulTask:
-    """A product to be scheduled: what its best schedule depends on."""
+    """A product to be scheduled: what its best schedule depends on. `digits`: of the activations, 0 for float32."""
 
     fmt: str
     n_rows: int
     n_cols: int
     phase: str
-    quantized: bool
+    digits: int
 
     def key(self, isa: str) -> str:
-        activations = "q8" if self.quantized else "f32"
+        activations = ("f32", "q8", "q16")[self.digits]
         return f"{isa}/{self.fmt}/{activations}/{self.n_rows}x{self.n_cols}/{self.phase}"
 
 

@@ -34,7 +34,7 @@ def tuned(task: MatmulTask, isa: VectorIsa) -> Decision | None:
 
 def float_activations(task: MatmulTask, isa: VectorIsa) -> Decision | None:
     """Float products keep two partial sums per token, so their tile is half as many tokens."""
-    if task.quantized:
+    if task.digits:
         return None
     tile = 1 if task.phase == "decode" else isa.registers // 4
     return Decision(MatmulSchedule(tile=tile), "float activations: two partial sums a token")

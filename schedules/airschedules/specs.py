@@ -81,7 +81,8 @@ class MatmulSpec(KernelSpec):
 
     @property
     def task(self) -> MatmulTask:
-        return MatmulTask(self.weights, self.matrix.n_rows, self.matrix.n_cols, self.phase, self.quantized)
+        digits = self.matrix.digits if self.quantized else 0
+        return MatmulTask(self.weights, self.matrix.n_rows, self.matrix.n_cols, self.phase, digits)
 
     def build(self, isa: VectorIsa) -> Program:
         schedule = schedule_matmul(self.task, isa).schedule
@@ -153,14 +154,14 @@ class NormSpec(KernelSpec):
     in_stride: int
     out_stride: int
     eps: float
-    quantize: bool
+    digits: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.n,)
 
     def build(self, isa: VectorIsa) -> Program:
-        return rows.rms_norm(self.symbol, isa, self.n, self.in_stride, self.out_stride, self.eps, self.quantize)
+        return rows.rms_norm(self.symbol, isa, self.n, self.in_stride, self.out_stride, self.eps, self.digits)
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,14 @@ class QuantizeSpec(KernelSpec):
 
     n: int
     in_stride: int
+    digits: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.n,)
 
     def build(self, isa: VectorIsa) -> Program:
-        return rows.quantize_rows(self.symbol, isa, self.n, self.in_stride)
+        return rows.quantize_rows(self.symbol, isa, self.n, self.in_stride, self.digits)
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class GatedSpec(KernelSpec):
     up_stride: int
     out_stride: int
     chunk: int
-    quantize: bool
+    digits: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -195,7 +197,7 @@ class GatedSpec(KernelSpec):
 
     def build(self, isa: VectorIsa) -> Program:
         strides = (self.gate_stride, self.up_stride, self.out_stride)
-        return rows.gated_silu(self.symbol, isa, self.n, *strides, self.chunk, self.quantize)
+        return rows.gated_silu(self.symbol, isa, self.n, *strides, self.chunk, self.digits)
 
 
 @dataclass(frozen=True)

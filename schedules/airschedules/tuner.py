@@ -87,7 +87,7 @@ def tune_matmuls(
     Records by key, for `records.add_records`.
     """
     found: dict[str, Record] = {}
-    todo = [t for t in tasks if t.quantized and len(candidates(t, isa, effort)) > 1]
+    todo = [t for t in tasks if t.digits and len(candidates(t, isa, effort)) > 1]
     for i, task in enumerate(todo):
         if deadline is not None and time.monotonic() > deadline:
             break
@@ -117,7 +117,7 @@ def _compile(task: MatmulTask, isa: VectorIsa, schedules: Iterable[MatmulSchedul
     assert isinstance(fmt, BlockFormat)
     n_tokens = 1 if task.phase == "decode" else _PREFILL_TOKENS
     n_rows = min(task.n_rows, max(PANEL * 4, _PREFILL_WEIGHTS // task.n_cols // PANEL * PANEL))
-    shape = MatmulShape(n_rows, task.n_cols, -(-n_rows // PANEL) * PANEL)
+    shape = MatmulShape(n_rows, task.n_cols, -(-n_rows // PANEL) * PANEL, digits=task.digits)
     schedules = list(schedules)
     programs = {f"candidate_{i}": matmul_int(f"candidate_{i}", isa, fmt, shape, s) for i, s in enumerate(schedules)}
     path = folder / "candidates.so"
@@ -142,7 +142,7 @@ class _Data:
         self.weights = Region(self.nbytes * self.copies, huge=True)
         # Bytes of 1 decode to small finite numbers in every format: timing needs no more.
         self.weights.bytes[:] = 1
-        rows = quantize_rows(rng.standard_normal((n_tokens, task.n_cols)).astype(np.float32))
+        rows = quantize_rows(rng.standard_normal((n_tokens, task.n_cols)).astype(np.float32), task.digits)
         self.x = Region(rows.nbytes)
         self.x.bytes[: rows.nbytes] = rows.reshape(-1)
         self.out = Region(4 * n_tokens * shape.out_stride)

@@ -21,7 +21,7 @@ from functools import partial
 
 from tvm import tirx
 
-from airkernels.cpu.activations import GROUP, QuantizedRow
+from airkernels.cpu.activations import DIGIT, GROUP, QuantizedRow
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
 from airkernels.cpu.program import (
@@ -74,6 +74,8 @@ class MatmulShape:
         Add to what `out` holds (a residual connection).
     bias
         Add p3[row].
+    digits
+        Digits of quantized activations (`QuantizedRow`).
     """
 
     n_rows: int
@@ -81,6 +83,7 @@ class MatmulShape:
     out_stride: int
     accumulate: bool = False
     bias: bool = False
+    digits: int = 1
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class _Tile:
 
     def emit(self, source: _PackedSource | UnpackedPanel, row: Expr, first_token: Expr, n: int) -> None:
         lanes = self.isa.lanes
-        layout = QuantizedRow(self.shape.n_cols)
+        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * layout.nbytes)
         words, floats = Region(base, "int32"), Region(base, "float32")
         stride = layout.nbytes // 4
@@ -186,18 +189,25 @@ class _Tile:
             store_row(self.shape, self.kernel, acc.load(t * lanes, lanes), first_token + t, row)
 
     def _group(self, group: _Group, acc: Region, words: Region, floats: Region, stride: int, n: int) -> None:
-        isa, lanes, layout = self.isa, self.isa.lanes, QuantizedRow(self.shape.n_cols)
+        isa, lanes, digits = self.isa, self.isa.lanes, self.shape.digits
+        layout = QuantizedRow(self.shape.n_cols, digits)
         per_group = self.fmt.group // WORD
         shifts = sorted({shift for _codes, shift in group.words})
-        sums = {(shift, t): zeros("int32", lanes) for shift in shifts for t in range(n)}
+        # One sum per digit, token and shift of the codes. The zero point goes to the lowest digit.
+        sums = {(d, shift, t): zeros("int32", lanes) for d in range(digits) for shift in shifts for t in range(n)}
         for t in range(n):
-            sums[shifts[0], t] = self._start(words, layout, group.index, t * stride, shifts[0])
+            sums[digits - 1, shifts[0], t] = self._start(words, layout, group.index, t * stride, shifts[0])
         for w, (codes, shift) in enumerate(group.words):
             codes = let(codes)
             for t in range(n):
-                x = words.load(t * stride + group.index * per_group + w)
-                sums[shift, t] = let(isa.dot_accumulate(sums[shift, t], codes, x, self.fmt.code_max))
-        totals = [_sum_shifted([(sums[shift, t], shift) for shift in shifts]) for t in range(n)]
+                for d in range(digits):
+                    x = words.load(t * stride + d * (layout.n // WORD) + group.index * per_group + w)
+                    before = sums[d, shift, t]
+                    sums[d, shift, t] = let(isa.dot_accumulate(before, codes, x, self.fmt.code_max))
+        totals = [
+            _sum_shifted([(_join([sums[d, shift, t] for d in range(digits)]), shift) for shift in shifts])
+            for t in range(n)
+        ]
         scale = let(group.scale)
         minimum = let(group.minimum) if group.minimum is not None else None
         scale_index = group.index if self.fmt.group == GROUP else tirx.indexdiv(group.index * self.fmt.group, GROUP)
@@ -219,6 +229,14 @@ class _Tile:
         shift = self.fmt.zero_point.bit_length() - 1
         assert 1 << shift == self.fmt.zero_point
         return let(splat(words.load(token + plane // 4 + group), lanes) << (shift + code_shift))
+
+
+def _join(digits: list[Expr]) -> Expr:
+    """The sum that sums of single digits stand for; the high one first."""
+    total = digits[0]
+    for digit in digits[1:]:
+        total = (total << (DIGIT.bit_length() - 1)) + digit
+    return total
 
 
 def _sum_shifted(parts: list[tuple[Expr, int]]) -> Expr:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tvm import tirx
+
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Kernel, Region, byte_offset, cast, define, local, loop, zeros
-from tvm import tirx
 
 PIECE = 1 << 16
 """Bytes per task."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from airkernels.cpu.activations import GROUP, HALF_GROUP, QuantizedRow
+from airkernels.cpu.activations import DIGIT, GROUP, HALF_GROUP, QuantizedRow, largest_code
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import (
     Expr,
@@ -47,10 +47,10 @@ Produce = Callable[[Expr, int], Expr]
 
 
 class QuantizedOut:
-    """Writes groups of one row as bytes, scales and sums (`QuantizedRow`)."""
+    """Writes groups of one row as digits, scales and sums (`QuantizedRow`)."""
 
-    def __init__(self, base: Expr, row: Expr, n: int, isa: VectorIsa) -> None:
-        self.layout, self.isa = QuantizedRow(n), isa
+    def __init__(self, base: Expr, row: Expr, n: int, digits: int, isa: VectorIsa) -> None:
+        self.layout, self.isa = QuantizedRow(n, digits), isa
         start = byte_offset(base, cast(row, "int64") * self.layout.nbytes)
         self.bytes, self.ints, self.floats = Region(start, "int8"), Region(start, "int32"), Region(start, "float32")
 
@@ -63,15 +63,16 @@ class QuantizedOut:
         for value in values[1:]:
             magnitude = let(tirx.max(magnitude, llvm(f"float32x{lanes}", "llvm.fabs", value)))
         largest = let(reduce(magnitude, tirx.max))
-        one_over = const(127.0, "float32") / largest
+        most = largest_code(self.layout.digits)
+        one_over = const(float(most), "float32") / largest
         inverse = let(tirx.Select(largest > const(0.0, "float32"), one_over, const(0.0, "float32")))
         half_sums = [const(0, "int32"), const(0, "int32")]
         for at, value in zip(starts, values, strict=True):
-            codes = let(round_to_int(value * splat(inverse, lanes)))
-            self.bytes.store(group * GROUP + at, cast(codes, "int8"))
-            half_sums[at // HALF_GROUP] += reduce(codes, add)
+            integers = let(round_to_int(value * splat(inverse, lanes)))
+            self._store_digits(group * GROUP + at, integers)
+            half_sums[at // HALF_GROUP] += reduce(integers, add)
         half_sums = [let(s) for s in half_sums]
-        scale = let(largest * const(1 / 127, "float32"))
+        scale = let(largest * const(1 / most, "float32"))
         total = let(half_sums[0] + half_sums[1])
         self.floats.store(group + self.layout.scale // 4, scale)
         self.ints.store(group + self.layout.negative_sum // 4, const(0, "int32") - total)
@@ -79,17 +80,25 @@ class QuantizedOut:
         for i, s in enumerate(half_sums):
             self.ints.store(group * 2 + i + self.layout.negative_half_sum // 4, const(0, "int32") - s)
 
+    def _store_digits(self, at: Expr, integers: Expr) -> None:
+        if self.layout.digits == 1:
+            self.bytes.store(at, cast(integers, "int8"))
+            return
+        high = let((integers + DIGIT // 2) >> (DIGIT.bit_length() - 1))
+        self.bytes.store(at, cast(high, "int8"))
+        self.bytes.store(at + self.layout.n, cast(integers - high * DIGIT, "int8"))
+
 
 def _row(k: Kernel, pointer: int, row: Expr, stride: int) -> Region:
     return Region(byte_offset(k.pointers[pointer], cast(row, "int64") * (4 * stride)), "float32")
 
 
 def rms_norm(
-    name: str, isa: VectorIsa, n: int, in_stride: int, out_stride: int, eps: float, quantize: bool
+    name: str, isa: VectorIsa, n: int, in_stride: int, out_stride: int, eps: float, digits: int
 ) -> tirx.PrimFunc:
     """out = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019); tasks are rows.
 
-    p0 x float32, p1 weight float32 [n], p2 out: float32, or quantized rows.
+    p0 x float32, p1 weight float32 [n], p2 out: float32 (no digits), or quantized rows.
     """
     lanes = lanes_dividing(n, isa)
     parts = next(p for p in (4, 2, 1) if n % (p * lanes) == 0)
@@ -114,17 +123,17 @@ def rms_norm(
             def normal(at: Expr, width: int) -> Expr:
                 return x.load(at, width) * splat(scale, width) * weight.load(at, width)
 
-            _write(k, 2, row, n, out_stride, isa, quantize, normal)
+            _write(k, 2, row, n, out_stride, isa, digits, normal)
 
     return define(name, body)
 
 
 def _write(
-    k: Kernel, pointer: int, row: Expr, n: int, stride: int, isa: VectorIsa, quantize: bool, produce: Produce
+    k: Kernel, pointer: int, row: Expr, n: int, stride: int, isa: VectorIsa, digits: int, produce: Produce
 ) -> None:
-    """Write one whole row, rounded to bytes or as it is."""
-    if quantize:
-        out = QuantizedOut(k.pointers[pointer], row, n, isa)
+    """Write one whole row, rounded to integers of so many digits, or as it is with none."""
+    if digits:
+        out = QuantizedOut(k.pointers[pointer], row, n, digits, isa)
         with loop(n // GROUP) as group:
             out.write_group(group, produce)
     else:
@@ -132,23 +141,23 @@ def _write(
         for_vectors(n, isa, lambda at, width: floats.store(at, produce(at, width)))
 
 
-def quantize_rows(name: str, isa: VectorIsa, n: int, in_stride: int) -> tirx.PrimFunc:
+def quantize_rows(name: str, isa: VectorIsa, n: int, in_stride: int, digits: int = 1) -> tirx.PrimFunc:
     """p0 x float32, p2 quantized rows; tasks are rows."""
 
     def body(k: Kernel) -> None:
         with loop(k.end, k.begin) as row:
             x = _row(k, 0, row, in_stride)
-            _write(k, 2, row, n, 0, isa, True, x.load)
+            _write(k, 2, row, n, 0, isa, digits, x.load)
 
     return define(name, body)
 
 
 def gated_silu(
-    name: str, isa: VectorIsa, n: int, gate_stride: int, up_stride: int, out_stride: int, chunk: int, quantize: bool
+    name: str, isa: VectorIsa, n: int, gate_stride: int, up_stride: int, out_stride: int, chunk: int, digits: int
 ) -> tirx.PrimFunc:
     """out = silu(gate) * up; tasks are chunks of `chunk` columns (a multiple of 32), row by row.
 
-    p0 gate float32, p1 up float32, p2 out: float32, or quantized rows.
+    p0 gate float32, p1 up float32, p2 out: float32 (no digits), or quantized rows.
     """
     n_chunks = -(-n // chunk)
 
@@ -162,8 +171,8 @@ def gated_silu(
             def value(at: Expr, width: int) -> Expr:
                 return silu(gate.load(at, width), isa) * up.load(at, width)
 
-            if quantize:
-                out = QuantizedOut(k.pointers[2], row, n, isa)
+            if digits:
+                out = QuantizedOut(k.pointers[2], row, n, digits, isa)
                 with loop(tirx.indexdiv(stop, GROUP), tirx.indexdiv(first, GROUP)) as group:
                     out.write_group(group, value)
             else:
