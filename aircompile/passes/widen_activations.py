@@ -1,9 +1,9 @@
 """Give rounded activations a second digit where outliers would cost accuracy.
 
 A group of 32 shares one scale, so an element much larger than its neighbours takes their precision away. That
-happens in the inputs of query, key and value products, after gated activations, and before the head; with two
-digits there, the perplexity of a quantized model is that of exact arithmetic, and the other products (most of the
-multiplications) keep one. Measured on SmolLM2: tests/bench/FINDINGS.md.
+happens in the inputs of query, key and value products and after gated activations; with two digits there, the
+perplexity of a quantized model is close to that of exact arithmetic, and the other products (most of the
+multiplications, and the head) keep one. Measured on SmolLM2: tests/bench/FINDINGS.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aircompile.passes.options import PassOptions
 
 
 def widen_activations(graph: Graph, options: PassOptions) -> Graph:
-    """Quantize to two digits what feeds attention, what a gate made, and what feeds the head ('auto' only)."""
+    """Quantize to two digits what feeds attention and what a gate made ('auto' only)."""
     if options.activations != "auto":
         return graph
     graph = graph.copy()
@@ -41,4 +41,4 @@ def _has_outliers(graph: Graph, operator: Operator) -> bool:
     before_attention = any(
         isinstance(reader.op, RopeStore) for product in products for reader in graph.consumers(product.outputs[0])
     )
-    return gated or before_attention or any(product.phase == "head" for product in products)
+    return gated or before_attention
