@@ -149,20 +149,24 @@ def random_activations(rng: np.random.Generator, n_rows: int, n_cols: int) -> Fl
     return x
 
 
-def quantize_reference(x: Floats) -> tuple[Bytes, Doubles]:
-    """Rows rounded to bytes in groups of 32, laid out for the kernels, and the values they stand for."""
+def quantize_reference(x: Floats, digits: int = 1) -> tuple[Bytes, Doubles]:
+    """Rows rounded in groups of 32, laid out for the kernels, and the values they stand for."""
+    most = (127, 127 * 128)[digits - 1]
     n_rows, n = x.shape
     groups = x.astype(np.float64).reshape(n_rows, n // 32, 32)
-    scale = (np.abs(groups).max(2) / 127).astype(np.float32)
+    scale = (np.abs(groups).max(2) / most).astype(np.float32)
     safe = np.where(scale > 0, scale, 1)[..., None].astype(np.float64)
-    codes = np.clip(np.rint(groups / safe), -127, 127).astype(np.int8)
+    codes = np.clip(np.rint(groups / safe), -most, most).astype(np.int32)
     sums = codes.sum(2, dtype=np.int32)
     half_sums = codes.reshape(n_rows, n // 16, 16).sum(2, dtype=np.int32)
-    row = QuantizedRow(n)
+    row = QuantizedRow(n, digits)
+    low = (codes + 64) % 128 - 64
+    planes = [codes] if digits == 1 else [(codes - low) // 128, low]
     out = np.zeros((n_rows, row.nbytes), np.uint8)
-    parts: list[tuple[int, Array]] = [(0, codes.reshape(n_rows, n)), (row.scale, scale), (row.negative_sum, -sums)]
+    parts: list[tuple[int, Array]] = [(i * n, plane.astype(np.int8).reshape(n_rows, n)) for i, plane in enumerate(planes)]
+    parts += [(row.scale, scale), (row.negative_sum, -sums)]
     parts += [(row.scaled_sum, scale * sums.astype(np.float32)), (row.negative_half_sum, -half_sums)]
     for at, part in parts:
-        raw = np.ascontiguousarray(part).view(np.uint8)
+        raw = np.ascontiguousarray(part).view(np.uint8).reshape(n_rows, -1)
         out[:, at : at + raw.shape[1]] = raw
     return out, (codes * scale[..., None].astype(np.float64)).reshape(n_rows, n)

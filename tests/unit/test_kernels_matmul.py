@@ -39,6 +39,9 @@ ROW_COUNTS = (1, 15, 16, 17)
 N_COLS = {"F32": 75, "F16": 75, "BF16": 75, "Q4_0": 96, "Q4_1": 160, "Q8_0": 96, "Q4_K": 512, "Q6_K": 768}
 LONG_COLS = {"F32": 1537, "F16": 1536, "BF16": 1, "Q4_0": 1536, "Q4_1": 32, "Q8_0": 1056, "Q4_K": 256, "Q6_K": 256}
 
+TWO_DIGITS = ("Q4_0", "Q6_K")
+"""Formats whose products with two digits are always tested: they have every feature of the others."""
+
 # Decoding to floats is unrolled over a block of 256 and takes seconds to compile where vectors are short.
 SLOW_FLOAT = {(level, name) for level in ("x86-64-v2", "x86-64-v3") for name in ("Q4_K", "Q6_K")}
 
@@ -49,9 +52,14 @@ def n_panels(n_rows: int) -> int:
 
 def cases(formats: list[str], slow: set[tuple[str, str]]) -> list[Any]:
     return [
-        pytest.param((level, name), marks=[pytest.mark.slow] if (level, name) in slow else [], id=f"{level}-{name}")
+        pytest.param(
+            (level, name, digits),
+            marks=[pytest.mark.slow] if (level, name) in slow or (digits == 2 and name not in TWO_DIGITS) else [],
+            id=f"{level}-{name}-{digits}",
+        )
         for level in LEVELS
         for name in formats
+        for digits in ((1, 2) if name in INTEGERS and not slow else (0,))
     ]
 
 
@@ -64,12 +72,13 @@ class Product:
         `one`: a token at a time; `tiled`: several at a time; both add a bias to what is there. `plain`: neither.
     """
 
-    def __init__(self, level: str, name: str, n_cols: int, folder: Any, *, quantized: bool) -> None:
-        self.name, self.n_cols, self.quantized = name, n_cols, quantized
+    def __init__(self, level: str, name: str, n_cols: int, folder: Any, *, digits: int) -> None:
+        self.name, self.n_cols, self.digits, self.quantized = name, n_cols, digits, digits > 0
+        quantized = self.quantized
         fmt, isa = FORMATS[name], vector_isa(level)
         self.in_stride = n_cols + 3
-        added = MatmulShape(N_ROWS, n_cols, STRIDE, accumulate=True, bias=True)
-        plain = MatmulShape(N_ROWS, n_cols, STRIDE)
+        added = MatmulShape(N_ROWS, n_cols, STRIDE, accumulate=True, bias=True, digits=max(digits, 1))
+        plain = MatmulShape(N_ROWS, n_cols, STRIDE, digits=max(digits, 1))
         programs = {"pack": pack("pack", fmt, n_cols)}
         self.scratch_nbytes = 64
         if quantized:
@@ -99,7 +108,7 @@ class Product:
     def inputs(self, x: Floats) -> tuple[Memory, Doubles]:
         """Activations in memory, and the values they stand for."""
         if self.quantized:
-            rows, values = quantize_reference(x)
+            rows, values = quantize_reference(x, self.digits)
             return Memory(rows, skew=4), values
         padded = np.full((len(x), self.in_stride), np.nan, np.float32)
         padded[:, : self.n_cols] = x
@@ -128,15 +137,15 @@ class Product:
 
 @pytest.fixture(scope="module")
 def product(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Product:
-    level, name = request.param
-    return Product(level, name, N_COLS[name], tmp_path_factory.mktemp("kernels"), quantized=name in INTEGERS)
+    level, name, digits = request.param
+    return Product(level, name, N_COLS[name], tmp_path_factory.mktemp("kernels"), digits=digits)
 
 
 @pytest.fixture(scope="module")
 def decoded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Product:
     """Integer formats with float activations."""
-    level, name = request.param
-    return Product(level, name, N_COLS[name], tmp_path_factory.mktemp("kernels"), quantized=False)
+    level, name, _ = request.param
+    return Product(level, name, N_COLS[name], tmp_path_factory.mktemp("kernels"), digits=0)
 
 
 def check_values(p: Product) -> None:
@@ -219,7 +228,7 @@ class TestFloatActivations:
 @pytest.mark.parametrize("level", LEVELS)
 def test_other_widths(level: str, name: str, tmp_path: Any) -> None:
     """One block, one column, and rows long enough for sums to drift."""
-    p = Product(level, name, LONG_COLS[name], tmp_path, quantized=name in INTEGERS)
+    p = Product(level, name, LONG_COLS[name], tmp_path, digits=2 if name in INTEGERS else 0)
     check_values(p)
     check_batch_invariance(p)
     check_row_counts(p)

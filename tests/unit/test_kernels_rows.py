@@ -36,6 +36,8 @@ QUANTIZED = (576, 96)
 GATHERED = {"F32": 75, "F16": 75, "BF16": 75, "Q4_0": 96, "Q4_1": 96, "Q8_0": 96, "Q4_K": 512, "Q6_K": 512}
 CHUNK = 64
 
+DIGITS = (1, 2)
+
 
 def in_stride(n: int) -> int:
     return n + 5
@@ -47,14 +49,15 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     programs: dict[str, Any] = {}
     for n in WIDTHS:
         s = in_stride(n)
-        programs[f"norm{n}"] = rms_norm(f"norm{n}", isa, n, s, n + 1, NORM_EPS, False)
-        programs[f"silu{n}"] = gated_silu(f"silu{n}", isa, n, s, n + 7, n + 1, CHUNK, False)
+        programs[f"norm{n}"] = rms_norm(f"norm{n}", isa, n, s, n + 1, NORM_EPS, 0)
+        programs[f"silu{n}"] = gated_silu(f"silu{n}", isa, n, s, n + 7, n + 1, CHUNK, 0)
         programs[f"select{n}"] = select_rows(f"select{n}", isa, n, s, n + 1)
     for n in QUANTIZED:
         s = in_stride(n)
-        programs[f"quantize{n}"] = quantize_kernel(f"quantize{n}", isa, n, s)
-        programs[f"norm_q{n}"] = rms_norm(f"norm_q{n}", isa, n, s, 0, NORM_EPS, True)
-        programs[f"silu_q{n}"] = gated_silu(f"silu_q{n}", isa, n, s, n + 7, 0, CHUNK, True)
+        for d in DIGITS:
+            programs[f"quantize{d}_{n}"] = quantize_kernel(f"quantize{d}_{n}", isa, n, s, d)
+            programs[f"norm{d}_{n}"] = rms_norm(f"norm{d}_{n}", isa, n, s, 0, NORM_EPS, d)
+            programs[f"silu{d}_{n}"] = gated_silu(f"silu{d}_{n}", isa, n, s, n + 7, 0, CHUNK, d)
     for name, n in GATHERED.items():
         programs[f"gather_{name}"] = gather_rows(f"gather_{name}", isa, FORMATS[name], n, n + 1)
     for name in ("F16", "BF16"):
@@ -85,17 +88,19 @@ def all_rows_alike(kernels: Kernels, name: str, out: Memory, *inputs: Memory, n_
     assert np.array_equal(out.bytes, again.bytes)
 
 
-def check_quantized(memory: Memory, exact: Doubles, slack: Doubles) -> None:
-    """Rows of bytes stand for `exact`, values known up to `slack`, as well as 8 bits can; their sums are right."""
+def check_quantized(memory: Memory, exact: Doubles, slack: Doubles, digits: int) -> None:
+    """Rows stand for `exact`, values known up to `slack`, as well as so many digits can; their sums are right."""
+    most = (127, 127 * 128)[digits - 1]
     n_rows, n = exact.shape
-    layout = QuantizedRow(n)
+    layout = QuantizedRow(n, digits)
     raw = memory.view(np.uint8, n_rows, layout.nbytes)
 
     def part(at: int, dtype: Any, count: int) -> Any:
         size = count * np.dtype(dtype).itemsize
         return np.ascontiguousarray(raw[:, at : at + size]).view(dtype).reshape(n_rows, count)
 
-    codes = part(0, np.int8, n).reshape(n_rows, -1, 32).astype(np.int32)
+    planes = [part(i * n, np.int8, n).reshape(n_rows, -1, 32).astype(np.int32) for i in range(digits)]
+    codes = planes[0] if digits == 1 else 128 * planes[0] + planes[1]
     scale = part(layout.scale, np.float32, n // 32)
     sums = codes.sum(2)
     assert np.array_equal(part(layout.negative_sum, np.int32, n // 32), -sums)
@@ -105,10 +110,10 @@ def check_quantized(memory: Memory, exact: Doubles, slack: Doubles) -> None:
 
     groups, room = exact.reshape(codes.shape), slack.reshape(codes.shape)
     assert np.isfinite(scale).all()
-    assert np.abs(codes).max() <= 127
-    step = np.abs(groups).max(2) / 127
+    assert np.abs(codes).max() <= most
+    step = np.abs(groups).max(2) / most
     # below this the reciprocal of the scale is not a float: such values count as nothing beside any other
-    normal = step > 1e-37
+    normal = step > 1e-37 * 127 / most
     assert (np.abs(scale - step)[normal] <= 0.02 * step[normal] + room.max(2)[normal]).all()
     error = codes * scale[..., None].astype(np.float64) - groups
     assert (np.abs(error)[normal] <= (step[..., None] + room)[normal]).all()
@@ -143,50 +148,54 @@ def test_rms_norm(kernels: Kernels, n: int) -> None:
     all_rows_alike(kernels, f"norm{n}", out, *inputs, n_rows=N_TOKENS)
 
 
+@pytest.mark.parametrize("digits", DIGITS)
 @pytest.mark.parametrize("n", QUANTIZED)
-def test_rms_norm_to_bytes(kernels: Kernels, n: int) -> None:
+def test_rms_norm_to_digits(kernels: Kernels, n: int, digits: int) -> None:
     rng = fresh_rng()
     x = random_activations(rng, N_TOKENS, n)
     x[2] *= np.float32(1e-8)
     weight = rng.standard_normal(n).astype(np.float32)
-    out = Memory(N_TOKENS * QuantizedRow(n).nbytes)
+    out = Memory(N_TOKENS * QuantizedRow(n, digits).nbytes)
     inputs = (strided(x, in_stride(n)), Memory(weight))
-    kernels(f"norm_q{n}", *inputs, out, n=N_TOKENS, end=N_TOKENS)
+    kernels(f"norm{digits}_{n}", *inputs, out, n=N_TOKENS, end=N_TOKENS)
     wide = x.astype(np.float64)
     exact = wide / np.sqrt((wide**2).mean(1, keepdims=True) + NORM_EPS) * weight
-    check_quantized(out, exact, 24 * EPS * np.abs(exact))
-    all_rows_alike(kernels, f"norm_q{n}", out, *inputs, n_rows=N_TOKENS)
+    check_quantized(out, exact, 24 * EPS * np.abs(exact), digits)
+    all_rows_alike(kernels, f"norm{digits}_{n}", out, *inputs, n_rows=N_TOKENS)
 
 
+@pytest.mark.parametrize("digits", DIGITS)
 @pytest.mark.parametrize("n", QUANTIZED)
-def test_quantize(kernels: Kernels, n: int) -> None:
+def test_quantize(kernels: Kernels, n: int, digits: int) -> None:
     x = extreme_activations(fresh_rng(), n)
-    out = Memory(N_TOKENS * QuantizedRow(n).nbytes)
+    out = Memory(N_TOKENS * QuantizedRow(n, digits).nbytes)
     source = strided(x, in_stride(n))
-    kernels(f"quantize{n}", source, None, out, n=N_TOKENS, end=N_TOKENS)
-    check_quantized(out, x.astype(np.float64), np.zeros(x.shape))
-    again = Memory(N_TOKENS * QuantizedRow(n).nbytes)
+    kernels(f"quantize{digits}_{n}", source, None, out, n=N_TOKENS, end=N_TOKENS)
+    check_quantized(out, x.astype(np.float64), np.zeros(x.shape), digits)
+    again = Memory(N_TOKENS * QuantizedRow(n, digits).nbytes)
     for row in range(N_TOKENS):
-        kernels(f"quantize{n}", source, None, again, n=N_TOKENS, begin=row, end=row + 1)
+        kernels(f"quantize{digits}_{n}", source, None, again, n=N_TOKENS, begin=row, end=row + 1)
     assert np.array_equal(out.bytes, again.bytes)
 
 
-def test_quantize_is_the_same_on_every_machine(kernels: Kernels) -> None:
+@pytest.mark.parametrize("digits", DIGITS)
+def test_quantize_is_the_same_on_every_machine(kernels: Kernels, digits: int) -> None:
     """Bytes and scales equal those of the numpy version, whatever the instruction set."""
     x = fresh_rng().standard_normal((N_TOKENS, 576)).astype(np.float32)
-    out = Memory(N_TOKENS * QuantizedRow(576).nbytes)
-    kernels("quantize576", strided(x, in_stride(576)), None, out, n=N_TOKENS, end=N_TOKENS)
-    layout, got = QuantizedRow(576), out.view(np.uint8, N_TOKENS, -1)
-    expected = quantize_rows(x)
+    out = Memory(N_TOKENS * QuantizedRow(576, digits).nbytes)
+    kernels(f"quantize{digits}_576", strided(x, in_stride(576)), None, out, n=N_TOKENS, end=N_TOKENS)
+    layout, got = QuantizedRow(576, digits), out.view(np.uint8, N_TOKENS, -1)
+    expected = quantize_rows(x, digits)
     assert np.array_equal(got[:, : layout.scale], expected[:, : layout.scale])
     scales = [np.ascontiguousarray(a[:, layout.scale : layout.negative_sum]).view(np.float32) for a in (got, expected)]
     assert np.abs(scales[0] / scales[1] - 1).max() < 16 * EPS
 
 
-def test_the_numpy_quantizer_itself() -> None:
+@pytest.mark.parametrize("digits", DIGITS)
+def test_the_numpy_quantizer_itself(digits: int) -> None:
     x = fresh_rng().standard_normal((5, 96)).astype(np.float32)
-    check_quantized(Memory(quantize_rows(x)), x.astype(np.float64), np.zeros(x.shape))
-    check_quantized(Memory(quantize_reference(x)[0]), x.astype(np.float64), np.zeros(x.shape))
+    for rows in (quantize_rows(x, digits), quantize_reference(x, digits)[0]):
+        check_quantized(Memory(rows), x.astype(np.float64), np.zeros(x.shape), digits)
 
 
 def gate_and_up(rng: np.random.Generator, n: int) -> tuple[Floats, Floats, Doubles]:
@@ -214,14 +223,15 @@ def test_gated_silu(kernels: Kernels, n: int) -> None:
     all_rows_alike(kernels, f"silu{n}", out, *inputs, n_rows=N_TOKENS, tasks=tasks)
 
 
+@pytest.mark.parametrize("digits", DIGITS)
 @pytest.mark.parametrize("n", QUANTIZED)
-def test_gated_silu_to_bytes(kernels: Kernels, n: int) -> None:
+def test_gated_silu_to_digits(kernels: Kernels, n: int, digits: int) -> None:
     gate, up, exact = gate_and_up(fresh_rng(), n)
-    out = Memory(N_TOKENS * QuantizedRow(n).nbytes)
+    out = Memory(N_TOKENS * QuantizedRow(n, digits).nbytes)
     inputs = (strided(gate, in_stride(n)), strided(up, n + 7))
     tasks = -(-n // CHUNK)
-    kernels(f"silu_q{n}", *inputs, out, n=N_TOKENS, end=N_TOKENS * tasks)
-    check_quantized(out, exact, 6 * EPS * np.abs(exact) + 1e-30 * np.abs(up))
+    kernels(f"silu{digits}_{n}", *inputs, out, n=N_TOKENS, end=N_TOKENS * tasks)
+    check_quantized(out, exact, 6 * EPS * np.abs(exact) + 1e-30 * np.abs(up), digits)
 
 
 @pytest.mark.parametrize("n", WIDTHS)

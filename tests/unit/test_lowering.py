@@ -120,15 +120,15 @@ def check_pointers(low: Lowering) -> None:
         assert of_stride == row_floats(pointer)
         assert pointer.offset // 4 + floats <= row_floats(pointer)
 
-    def holds_quantized(pointer: Pointer, n: int) -> None:
-        assert pointer.offset == 0 and low.row_nbytes(pointer.name) == QuantizedRow(n).nbytes
+    def holds_quantized(pointer: Pointer, n: int, digits: int) -> None:
+        assert pointer.offset == 0 and low.row_nbytes(pointer.name) == QuantizedRow(n, digits).nbytes
 
     for call in low.calls:
         spec, p = call.spec, call.pointers
         if isinstance(spec, MatmulSpec):
             n = spec.matrix.n_cols
             if spec.quantized:
-                holds_quantized(p[1], n)
+                holds_quantized(p[1], n, spec.matrix.digits)
             else:
                 fits(p[1], n, spec.in_stride)
             # whole panels are stored, also where the last one is padded
@@ -141,15 +141,15 @@ def check_pointers(low: Lowering) -> None:
             assert p[0].offset % panel_nbytes == 0 and p[0].offset // panel_nbytes + call.tasks <= panels
         elif isinstance(spec, NormSpec):
             fits(p[0], spec.n, spec.in_stride)
-            holds_quantized(p[2], spec.n) if spec.quantize else fits(p[2], spec.n, spec.out_stride)
+            holds_quantized(p[2], spec.n, spec.digits) if spec.digits else fits(p[2], spec.n, spec.out_stride)
         elif isinstance(spec, GatedSpec):
             fits(p[0], spec.n, spec.gate_stride)
             fits(p[1], spec.n, spec.up_stride)
-            holds_quantized(p[2], spec.n) if spec.quantize else fits(p[2], spec.n, spec.out_stride)
+            holds_quantized(p[2], spec.n, spec.digits) if spec.digits else fits(p[2], spec.n, spec.out_stride)
             assert call.tasks == -(-spec.n // spec.chunk)
         elif isinstance(spec, QuantizeSpec):
             fits(p[0], spec.n, spec.in_stride)
-            holds_quantized(p[2], spec.n)
+            holds_quantized(p[2], spec.n, spec.digits)
         elif isinstance(spec, SelectSpec):
             fits(p[0], spec.n, spec.in_stride)
             fits(p[2], spec.n, spec.out_stride)
