@@ -27,4 +27,4 @@ with Engine.from_plan(sys.argv[1], parallel=len(PROMPTS)) as engine:
 # Output:
 #   1, 2, 3, 4, 5, 6, 7, 8, 9,
 #   a, b, c, d, e, f, g, h, i, j, k,
-#   Monday, Tuesday, Wednesday, and Thursday) to create a 3-day cycle.
+#   Monday, Tuesday, Wednesday, and Thursday) to create a 3-day weekend.

@@ -26,7 +26,7 @@ with Engine.from_plan(sys.argv[1]) as engine:
 
 # Output:
 #    6, 7, 8, 9, 10
-#    and Thursday) to create a 3-day cycle.
+#    and Thursday) to create a 3-day weekend.
 #
 #   The
 #   same text: True

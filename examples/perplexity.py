@@ -27,6 +27,6 @@ with Engine.from_plan(sys.argv[1]) as engine:
     print([engine.detokenize([int(token)]) for token in best])
 
 # Output:
-#   The quick brown fox jumps over the lazy dog.  perplexity 50
-#   Dog lazy the over jumps fox brown quick the.  perplexity 63098
+#   The quick brown fox jumps over the lazy dog.  perplexity 56
+#   Dog lazy the over jumps fox brown quick the.  perplexity 66059
 #   [' cold', ' cool', ' luke']

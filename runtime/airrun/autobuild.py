@@ -18,7 +18,8 @@ from airrun.plan.container import read_plan
 from airrun.plan.fingerprint import matches
 from airrun.plan.schema import FORMAT_VERSION
 
-_COMPILER = ("aircompile", "airkernels", "airschedules", "tvm", "networkx", "ziglang")
+_PACKAGES = ("aircompile", "airkernels", "airschedules")
+_COMPILER = (*_PACKAGES, "tvm", "networkx", "ziglang")
 _HEAD = 1 << 20
 
 
@@ -56,10 +57,24 @@ def _name(model: Path) -> str:
             nbytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ModelFileError(f"{model}: {error.strerror or error}") from error
-    identity = f"{nbytes} {hashlib.sha256(head).hexdigest()} {__version__} {FORMAT_VERSION} {machine()} {host_levels()}"
+    compiler = f"{__version__} {FORMAT_VERSION} {_sources()}"
+    identity = f"{nbytes} {hashlib.sha256(head).hexdigest()} {compiler} {machine()} {host_levels()}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", model.stem)[:80]
     return f"{stem}.{key}.plan.bin"
+
+
+def _sources() -> str:
+    """What tells one state of the compiler's files from another: a version does not while they are being edited."""
+    digest = hashlib.sha256()
+    for name in _PACKAGES:
+        spec = find_spec(name)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for path in sorted(Path(folder).rglob("*")):
+                if path.suffix in {".py", ".c", ".h", ".json", ".toml"}:
+                    status = path.stat()
+                    digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def _is_plan_of(path: Path, model: Path) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-from airrun.kv_cache import BlockList
+    from airrun.kv_cache import BlockList
 
-Positions = npt.NDArray[np.int64]
-Embeddings = npt.NDArray[np.float32]
+    Positions = npt.NDArray[np.int64]
+    Embeddings = npt.NDArray[np.float32]
 
 
 @dataclass

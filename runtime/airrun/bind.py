@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from airrun.native import CALL, Call, Library, pack_calls
 from airrun.plan.schema import POINTERS_PER_STEP, Plan, Program
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Calls = npt.NDArray[np.void]
 
 _CALL = np.dtype(
     [("kernel", "<u8"), ("pointers", "<u8", POINTERS_PER_STEP)]
@@ -18,7 +23,6 @@ _CALL = np.dtype(
 )
 """`native.CALL` for numpy."""
 
-Calls = npt.NDArray[np.void]
 
 Addresses = Mapping[str, Sequence[int]]
 """Address of every entry of every operand space."""
@@ -41,6 +45,10 @@ class BoundProgram:
     tokens_per_task: npt.NDArray[np.int64]
     output_rows: npt.NDArray[np.bool_]
     rows: tuple[int, int] = (-1, -1)
+
+    @property
+    def n_calls(self) -> int:
+        return len(self.calls)
 
     def set_rows(self, n_tokens: int, n_outputs: int) -> None:
         """Set row and task counts for a batch; free when they are as before."""
@@ -68,7 +76,7 @@ def bind_program(plan: Plan, program: Program, library: Library, addresses: Addr
     packed = pack_calls(
         [Call(kernels[step.kernel], [pointers[id(o)] for o in step.operands], 0, 0, step.sync) for step in steps]
     )
-    calls = packed.array(_CALL, (len(steps),))
+    calls = np.frombuffer(packed.memory, _CALL)
     phases = [s.phase for s in steps]
     return BoundProgram(
         program.name,

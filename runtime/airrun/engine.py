@@ -7,7 +7,7 @@ native threads that load need neither it nor the interpreter.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from airrun.batch import Batch
     from airrun.generate import GenerateConfig
+    from airrun.kv_cache import BlockList
     from airrun.session import Session
     from airrun.tokenizer import Tokenizer
 
@@ -49,8 +50,6 @@ class Engine:
         self.n_vocab = plan.model.n_vocab
         self.isa = sizes.library.isa
         self._times: dict[str, float] = {}
-        self._counts = {"prefill_tokens": 0, "decode_tokens": 0}
-        self._seconds = {"prefill_seconds": 0.0, "decode_seconds": 0.0}
         library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
         weights = Weights(plan, paths, sizes)
         calls = weights.interleaving(library)
@@ -132,12 +131,12 @@ class Engine:
         -------
         float32 [n_outputs, n_vocab], a view that the next call overwrites.
         """
-        started = time.perf_counter()
-        logits = self._executor.run(batch)
-        kind = "decode" if batch.n_tokens <= len(batch.sequences) else "prefill"
-        self._seconds[f"{kind}_seconds"] += time.perf_counter() - started
-        self._counts[f"{kind}_tokens"] += batch.n_tokens
-        return logits
+        return self._executor.run(batch)
+
+    @property
+    def decode(self) -> Callable[[BlockList, int, int], npt.NDArray[np.float32]]:
+        """`Executor.decode`: `run` for one token of one sequence, to which (blocks, cell, token id) are given."""
+        return self._executor.decode
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every position of a fresh sequence: float32 [len(ids), n_vocab]. Leaves `session` as it is."""
@@ -170,7 +169,7 @@ class Engine:
     def metrics(self) -> dict[str, float]:
         """Seconds and tokens so far: load, prefill and decode, and the time inside native code."""
         self._team.wait()
-        return {**self._times, **self._seconds, **self._counts, "native_seconds": self._executor.native_seconds}
+        return {**self._times, **self._executor.work}
 
     def close(self) -> None:
         """End the worker threads. The engine cannot run afterwards."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from airrun.batch import Batch
 from airrun.bind import bind_program, places_of
 from airrun.errors import PlanError
-from airrun.kv_cache import BlockPool
+from airrun.kv_cache import BlockList, BlockPool
 from airrun.ledger import Sizes
 from airrun.memory import Region
 from airrun.native import CALL, Library, Team
@@ -18,7 +18,10 @@ from airrun.plan.container import LoadedPlan
 from airrun.plan.schema import INPUTS, Plan
 from airrun.weights import Weights
 
-Logits = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Logits = npt.NDArray[np.float32]
 
 
 class Executor:
@@ -57,6 +60,7 @@ class Executor:
         self._logits_nbytes = sizes.logits
         self._logits = Region(sizes.logits)
         self._max_outputs = 1
+        self._row = self._logits_view(1)
         addresses = {
             "weight": weights.weight_addresses,
             "tensor": weights.tensor_addresses,
@@ -74,7 +78,34 @@ class Executor:
         hidden = plan.buffers[plan.model.hidden]
         rows = self._arena.array("<f4", (n, hidden.nbytes // 4), hidden.offset * n)
         self._hidden = rows[:, : plan.model.n_embd]
-        self.native_seconds = 0.0
+        self._decode = self._programs[0]
+        self.work: dict[str, float] = {
+            "prefill_tokens": 0,
+            "decode_tokens": 0,
+            "prefill_seconds": 0.0,
+            "decode_seconds": 0.0,
+            "native_seconds": 0.0,
+        }
+
+    def decode(self, blocks: BlockList, cell: int, token: int) -> Logits:
+        """`run` for one token of one sequence, whose logits are wanted.
+
+        Between two tokens the weights have passed through all caches, so that every line of code and data that is
+        touched here comes from memory: what `run` does takes ten times as long as it would in a loop of its own.
+        """
+        started = perf_counter()
+        program = self._decode
+        if program.rows != (1, 1):
+            program.set_rows(1, 1)
+        self._inputs.write_one(blocks, cell, token)
+        filled = perf_counter()
+        self._team.run(program.address, program.n_calls)
+        ended = perf_counter()
+        work = self.work
+        work["decode_tokens"] += 1
+        work["decode_seconds"] += ended - started
+        work["native_seconds"] += ended - filled
+        return self._row
 
     def run(self, batch: Batch) -> Logits:
         """Evaluate a batch of at most `max_tokens` tokens and `max_sequences` sequences.
@@ -83,6 +114,8 @@ class Executor:
         -------
         float32 [n_outputs, n_vocab], a view that the next call overwrites.
         """
+        self._team.wait()  # the first time, for the weights
+        started = perf_counter()
         n_tokens, n_outputs = batch.n_tokens, batch.n_outputs
         assert 0 < n_tokens <= self.max_tokens and len(batch.sequences) <= self.max_sequences
         index = next(i for i, p in enumerate(self._programs) if n_tokens <= p.max_tokens)
@@ -92,11 +125,18 @@ class Executor:
         program.set_rows(n_tokens, n_outputs)
         first = program.first_after_embed if embedded else 0
         last = len(program.calls) if n_outputs else program.first_head
-        started = time.perf_counter()
+        filled = perf_counter()
         self._team.run(program.address + first * CALL.size, last - first)
-        self.native_seconds += time.perf_counter() - started
+        ended = perf_counter()
+        kind = "decode" if n_tokens <= len(batch.sequences) else "prefill"
+        self.work[f"{kind}_tokens"] += n_tokens
+        self.work[f"{kind}_seconds"] += ended - started
+        self.work["native_seconds"] += ended - filled
+        return self._logits_view(n_outputs)
+
+    def _logits_view(self, n: int) -> Logits:
         model = self.plan.model
-        rows = self._logits.array("<f4", (n_outputs, model.logits_stride))
+        rows = self._logits.array("<f4", (n, model.logits_stride))
         return rows[:, : model.n_vocab]
 
     def _fill(self, batch: Batch) -> bool:
@@ -126,6 +166,11 @@ class Executor:
         self._logits = Region(self._logits_nbytes * n)
         for program, places in zip(self._programs, self._logit_places, strict=True):
             program.repoint(places, self._logits.address)
+        self._row = self._logits_view(1)
+
+
+_AHEAD = 64
+"""Positions whose rotary angles are computed together while single tokens are decoded."""
 
 
 class _Inputs:
@@ -143,6 +188,30 @@ class _Inputs:
         self._axis = constants.array("<i4", axis.shape, axis.offset)
         self._one_axis = rope.n_axes == 1
         self._magnitude = rope.magnitude
+        # the first entry of each once more, in the form that is cheapest to write to, and the angles of positions ahead
+        memory = memoryview(self._region.memory)
+
+        def words(name: str, n: int) -> memoryview:
+            offset = sizes.inputs[name].offset
+            return memory[offset : offset + 4 * n].cast("i")
+
+        self._one = [words(name, 1) for name in ("token_ids", "cells", "sequences", "output_rows")]
+        self._one_table = words("block_table", plan.kv.max_blocks)
+        self._one_rope = words("rope", rope.dim)
+        self._ahead, self._ahead_from = self._one_rope, -_AHEAD
+
+    def write_one(self, blocks: BlockList, cell: int, token: int) -> None:
+        """`write` for a batch of one token, at position `cell`."""
+        token_id, its_cell, sequence, output_row = self._one
+        token_id[0], its_cell[0], sequence[0], output_row[0] = token, cell, 0, 0
+        self._one_table[:] = blocks.row
+        ahead = cell - self._ahead_from
+        if not 0 <= ahead < _AHEAD:
+            rows = np.empty((_AHEAD, *self.rope.shape[1:]), np.float32)
+            self._rotate(np.arange(cell, cell + _AHEAD)[:, None], rows)
+            self._ahead, self._ahead_from, ahead = rows.reshape(-1).view(np.int32).data, cell, 0
+        n = len(self._one_rope)
+        self._one_rope[:] = self._ahead[ahead * n : ahead * n + n]
 
     def write(self, row: int, at: int, n: int, first_cell: int, positions: npt.NDArray[np.int64] | None) -> None:
         """Describe `n` tokens from index `at` on: row `row` of the block table, cells from `first_cell` on."""
@@ -153,8 +222,11 @@ class _Inputs:
             place = (cells if positions is None else positions[0])[:, None]
         else:
             place = positions[self._axis].T
+        self._rotate(place, self.rope[at : at + n])
+
+    def _rotate(self, place: npt.NDArray[np.int64], rope: npt.NDArray[np.float32]) -> None:
+        """Cosines and sines, float32 [n, 2, pairs], of positions [n, pairs or 1]."""
         angles = place * self._frequency
-        rope = self.rope[at : at + n]
         np.cos(angles, out=rope[:, 0], casting="same_kind")
         np.sin(angles, out=rope[:, 1], casting="same_kind")
         if self._magnitude != 1.0:

@@ -142,6 +142,7 @@ def generate_tokens(
         result.finish_reason = "cancelled"
         return
     tokens, limit, n_ctx = result.tokens, config.max_tokens, session.n_ctx
+    last_rows: NDArray[np.float32] | None = None
     try:
         while len(tokens) != limit:
             if cancel is not None and cancel():
@@ -159,7 +160,9 @@ def generate_tokens(
             if session.n_past >= n_ctx:
                 result.finish_reason = "context"
                 return
-            logits = _evaluate(session, (token,))
+            rows = session.eval((token,))
+            if rows is not last_rows:  # a view that is overwritten: its only row is taken once
+                logits, last_rows = rows[0], rows
         result.finish_reason = "length"
     finally:
         result.decode_seconds = time.perf_counter() - begun
@@ -243,23 +246,13 @@ def _prefill(
     session.truncate(reused)
     result.prompt_tokens, result.reused_tokens = len(ids), reused
     if cancel is None:
-        return _evaluate(session, ids[reused:])
+        row: NDArray[np.float32] = session.eval(ids[reused:])[0]
+        return row
     logits = None
     for at in range(reused, len(ids), _CANCEL_INTERVAL):
         if cancel():
             return None
-        logits = _evaluate(session, ids[at : at + _CANCEL_INTERVAL])
-    return logits
-
-
-def _evaluate(session: Session, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Logits [n_vocab] after ``ids``; if that is broken off (Ctrl-C), the session is as it was before."""
-    n = session.n_past
-    try:
-        logits: NDArray[np.float32] = session.eval(ids)[0]
-    except BaseException:
-        session.truncate(min(n, session.n_past))
-        raise
+        logits = session.eval(ids[at : at + _CANCEL_INTERVAL])[0]
     return logits
 
 

@@ -55,10 +55,16 @@ class BlockList:
         self.blocks: list[int] = []
         self.table = np.zeros(pool.spec.max_blocks, np.int32)
         """Row of the block table."""
+        self.row = self.table.data
+
+    @property
+    def n_cells(self) -> int:
+        """Tokens there is room for."""
+        return len(self.blocks) * self._pool.spec.block_cells
 
     def reserve(self, n_cells: int) -> None:
         """Have blocks for the first `n_cells` tokens."""
-        while len(self.blocks) * self._pool.spec.block_cells < n_cells:
+        while self.n_cells < n_cells:
             block = self._pool.take()
             self.table[len(self.blocks)] = block
             self.blocks.append(block)

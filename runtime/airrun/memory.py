@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     Bytes = npt.NDArray[np.uint8]
 
-_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 _HUGE = 2 << 20
 
 
@@ -35,12 +34,12 @@ class Region:
 
     def __init__(self, nbytes: int, *, huge: bool = False) -> None:
         self.nbytes = max(nbytes, 1)
-        huge = huge and _MADV_HUGEPAGE is not None and nbytes >= _HUGE
+        huge = huge and nbytes >= _HUGE
         # The kernel aligns whole numbers of huge pages to them; of any other length, both ends would be small pages.
         length = -(-nbytes // _HUGE) * _HUGE if huge else self.nbytes
         self.memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if huge:
-            self.memory.madvise(_MADV_HUGEPAGE)
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     @cached_property
@@ -95,10 +94,22 @@ def _address_of(mapping: mmap.mmap) -> int:
     """Where a mapping starts; `from_buffer` refuses one that is read-only."""
     buffer = _Buffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapping), ctypes.byref(buffer), 0)
-    address = buffer.buf
+    address: int | None = buffer.buf
     ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
     assert address is not None
     return address
+
+
+def peak_resident_nbytes() -> int:
+    """Most bytes of this process that were in RAM at one time, mapped file pages included."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        # not getrusage: what that reports begins with the peak of the process this one was forked from
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def resident_nbytes() -> int:

@@ -21,6 +21,7 @@ _WORD = struct.Struct("<i")
 _N_WORKERS_AT, _CANCELLED_AT = 12, 80
 """Offsets in `struct air_team`."""
 _TEAM_NBYTES = 256
+_LINE = 64
 
 
 class Call(NamedTuple):
@@ -33,15 +34,29 @@ class Call(NamedTuple):
     sync: bool
 
 
-def pack_calls(calls: Sequence[Call]) -> Region:
-    """Calls as the array that the native loop walks."""
-    region = Region(CALL.size * len(calls))
-    for i, call in enumerate(calls):
-        pointers = (*call.pointers, *[0] * (POINTERS_PER_STEP - len(call.pointers)))
-        CALL.pack_into(
-            region.memory, i * CALL.size, call.kernel, *pointers, call.n_rows, call.n_tasks, call.sync
-        )
-    return region
+class CallArray:
+    """Packed calls: the array that the native loop walks, each on cache lines of its own.
+
+    Attributes
+    ----------
+    address, memory
+        Where it stands, and the same as a buffer.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        nbytes = CALL.size * len(calls)
+        buffer = ctypes.create_string_buffer(nbytes + _LINE)
+        skew = -ctypes.addressof(buffer) % _LINE
+        self.address = ctypes.addressof(buffer) + skew
+        self.memory = memoryview(buffer)[skew : skew + nbytes]
+        for i, call in enumerate(calls):
+            pointers = (*call.pointers, *[0] * (POINTERS_PER_STEP - len(call.pointers)))
+            CALL.pack_into(self.memory, i * CALL.size, call.kernel, *pointers, call.n_rows, call.n_tasks, call.sync)
+
+
+def pack_calls(calls: Sequence[Call]) -> CallArray:
+    """Calls as the native loop wants them."""
+    return CallArray(calls)
 
 
 class Library:
@@ -59,7 +74,7 @@ class Library:
 
     def function(self, symbol: str, *argtypes: type) -> ctypes._NamedFuncPointer:
         try:
-            f = getattr(self._so, symbol)
+            f: ctypes._NamedFuncPointer = getattr(self._so, symbol)
         except AttributeError:
             raise PlanError(f"{self.label}: its native code lacks {symbol}") from None
         f.argtypes, f.restype = argtypes, None
@@ -91,15 +106,24 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 class Team:
-    """Worker threads of one engine. The calling thread is worker 0; the others live in native code."""
+    """Worker threads of one engine. The calling thread is worker 0; the others live in native code.
+
+    Attributes
+    ----------
+    n_workers
+        Threads, the calling one included.
+    library
+        The native code they run.
+    """
 
     def __init__(self, library: Library, n_workers: int) -> None:
         self.n_workers = n_workers
-        self._library = library
+        self.library = library
         self._state = Region(_TEAM_NBYTES)
         _WORD.pack_into(self._state.memory, _N_WORKERS_AT, n_workers)
         self._lock = threading.Lock()
-        self._background: tuple[Region, int] | None = None
+        self._background: tuple[CallArray, int] | None = None
+        self._closed = False
         threads = [
             threading.Thread(target=library.worker, args=(self._state.address, i), name=f"airrun-{i}", daemon=True)
             for i in range(1, n_workers)
@@ -112,15 +136,15 @@ class Team:
             thread.start()
 
     def adopt(self, calls: object) -> None:
-        """Keep an array of calls, or what owns it, as long as the workers live: one that lost its core may look late."""
+        """Keep an array of calls, or what owns it, as long as the workers: one that lost its core may look late."""
         self._calls.append(calls)
 
     def run(self, calls_address: int, n_calls: int) -> None:
         """Run `n_calls` entries of an adopted array of `CALL` to the end."""
         with self._lock:
-            if not self._finalizer.alive:
+            if self._closed:
                 raise PlanError("the engine is closed")
-            self._library.run(self._state.address, calls_address, n_calls)
+            self.library.run(self._state.address, calls_address, n_calls)
 
     def start(self, calls: Sequence[Call], done: Callable[[], None]) -> None:
         """Run calls on the team and a further thread, then call `done`; `run` and `wait` wait for the end of it."""
@@ -140,6 +164,7 @@ class Team:
         if self._background is not None:
             _WORD.pack_into(self._state.memory, _CANCELLED_AT, 1)
         with self._lock:
+            self._closed = True
             self._finalizer()
 
 
@@ -147,8 +172,8 @@ def _run_and_release(owner: list[Team], done: Callable[[], None]) -> None:
     team = owner.pop()
     lock = team._lock
     assert team._background is not None
-    region, n_calls = team._background
-    team._library.run(team._state.address, region.address, n_calls)
+    calls, n_calls = team._background
+    team.library.run(team._state.address, calls.address, n_calls)
     team._background = None
     done()
     del team

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -47,12 +48,18 @@ def open_engine(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from airrun.engine import Engine
 
-    if not (is_gguf or suffix == ".gguf"):
-        _announce(path)
+    if is_gguf or suffix == ".gguf":
+        if model:
+            raise UsageError(f"--model gives the weights of a plan, but {path} is a model itself")
+        return Engine.from_gguf(path, threads=threads, ctx_size=ctx_size)
+    _announce(path)
+    # what is made here lives as long as the process: the collector would look through it again and again, and at exit
+    gc.disable()
+    try:
         return Engine.from_plan(path, list(model) or None, threads=threads, ctx_size=ctx_size)
-    if model:
-        raise UsageError(f"--model gives the weights of a plan, but {path} is a model itself")
-    return Engine.from_gguf(path, threads=threads, ctx_size=ctx_size)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _announce(path: str) -> None:

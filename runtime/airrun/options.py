@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 PREFIX = "AIR_ARG_"
@@ -122,9 +123,16 @@ class OptionParser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose table options may come from the environment."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
-        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(prog, allow_abbrev=False, **settings)
+        # argparse makes a formatter for every option it is told of, and each asks for the width of the terminal, unless
+        # it is given one: that was a third of declaring the options
+        declaring = partial(argparse.RawDescriptionHelpFormatter, width=80)
+        super().__init__(prog, allow_abbrev=False, formatter_class=declaring, **settings)
         self._table: list[Option] = []
+
+    def format_help(self) -> str:
+        """The help text, as wide as the terminal."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit 2."""

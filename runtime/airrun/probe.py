@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,9 +125,14 @@ def measure_ram(n_threads: int, effort: Effort, report: Report) -> tuple[int, in
     for _ in range(effort.rounds):
         for count in counts:
             report(f"RAM, {count} thread{'s' if count > 1 else ''}")
-            rate = _rate([_scanner(buffer) for buffer in buffers[:count]], effort.seconds)
+            rate = read_rate(buffers[:count], effort.seconds)
             rates[count] = max(rates.get(count, 0), rate)
     return rates[1], max(rates.values())
+
+
+def read_rate(buffers: Sequence[npt.NDArray[np.uint8]], seconds: float) -> int:
+    """Bytes/s at which as many threads read one buffer each, [n, bytes of a few MiB], for `seconds`."""
+    return _rate([_scanner(buffer) for buffer in buffers], seconds)
 
 
 def _scanner(buffer: npt.NDArray[np.uint8]) -> Task:

@@ -171,7 +171,7 @@ def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
 def _peak(logits: NDArray[np.float32]) -> tuple[int, float]:
     """Id and value of the largest logit, which also checks the row: argmax stops at a NaN, and +inf wins."""
     best = int(logits.argmax())
-    peak = float(logits[best])
+    peak: float = logits.item(best)
     if math.isfinite(peak):
         return best, peak
     if peak == -math.inf:

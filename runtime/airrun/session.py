@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from airrun.batch import Batch, BatchSequence
 from airrun.errors import UsageError
 from airrun.kv_cache import BlockList
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from airrun.engine import Engine
 
 _ALL_LOGITS_AT_ONCE = 128
@@ -58,8 +59,30 @@ class Session:
         ------
         UsageError
             An empty list, an id out of range, or more tokens than the context holds.
+
+        Whatever is raised, also by Ctrl-C half-way, leaves the session as it was.
         """
+        if len(ids) == 1 and not all_logits:
+            return self._eval_one(ids[0])
         self._check(ids)
+        n_past = len(self.ids)
+        try:
+            return self._eval_pieces(ids, all_logits)
+        except BaseException:
+            self.truncate(n_past)
+            raise
+
+    def _eval_one(self, token: int) -> npt.NDArray[np.float32]:
+        n_past = len(self.ids)
+        if not 0 <= token < self.engine.n_vocab or n_past >= self.n_ctx:
+            self._check([token])
+        if n_past >= self._blocks.n_cells:
+            self._blocks.reserve(n_past + 1)
+        logits = self.engine.decode(self._blocks, n_past, token)
+        self.ids.append(token)  # not before: it is no part of the context if the evaluation was broken off
+        return logits
+
+    def _eval_pieces(self, ids: Sequence[int], all_logits: bool) -> npt.NDArray[np.float32]:
         limit = _ALL_LOGITS_AT_ONCE if all_logits else self.engine.max_batch
         pieces = [ids[i : i + limit] for i in range(0, len(ids), limit)]
         rows: list[npt.NDArray[np.float32]] = []
@@ -71,7 +94,10 @@ class Session:
         return np.concatenate(rows) if all_logits else logits
 
     def extend(self, ids: Sequence[int], outputs: Sequence[int]) -> BatchSequence:
-        """Take room for new tokens and describe them for a batch; the engine must then run it."""
+        """Take room for new tokens and describe them for a batch, which the engine must then run.
+
+        They count as part of the session at once: where the run fails, `truncate` takes them back.
+        """
         self._check(ids)
         first = len(self.ids)
         self._blocks.reserve(first + len(ids))
@@ -110,7 +136,7 @@ class Session:
             "ids": list(self.ids),
         }
         parts = [
-            memoryview(self.engine.pool.contents(layer, block))
+            self.engine.pool.contents(layer, block).data
             for layer in range(spec.n_layers)
             for block in self._blocks.blocks
         ]

@@ -21,6 +21,8 @@ class StopFilter:
 
     def push(self, text: str) -> str:
         """Take new text and return what is now certain to lie before any stop."""
+        if not self._stops:
+            return text
         if self.hit is not None:
             return ""
         text = self._held + text

@@ -64,7 +64,7 @@ class Weights:
         return calls + releases
 
     def _pieces(self) -> Iterator[tuple[Weight, int, int, int, int]]:
-        """Parts of weights in the order of the plan, cut at `_AT_ONCE`: weight, raw address and bytes, panel address, rows."""
+        """Parts of weights, cut at `_AT_ONCE`: weight, address and bytes of the raw rows, address of panels, rows."""
         for weight, address in zip(self._plan.weights, self.weight_addresses, strict=True):
             for part in weight.parts if weight.layout == "panels" else ():
                 tensor = self._plan.tensors[part.tensor]

@@ -163,7 +163,7 @@ def quantize_reference(x: Floats, digits: int = 1) -> tuple[Bytes, Doubles]:
     low = (codes + 64) % 128 - 64
     planes = [codes] if digits == 1 else [(codes - low) // 128, low]
     out = np.zeros((n_rows, row.nbytes), np.uint8)
-    parts: list[tuple[int, Array]] = [(i * n, plane.astype(np.int8).reshape(n_rows, n)) for i, plane in enumerate(planes)]
+    parts: list[tuple[int, Array]] = [(i * n, p.astype(np.int8).reshape(n_rows, n)) for i, p in enumerate(planes)]
     parts += [(row.scale, scale), (row.negative_sum, -sums)]
     parts += [(row.scaled_sum, scale * sums.astype(np.float32)), (row.negative_half_sum, -half_sums)]
     for at, part in parts:

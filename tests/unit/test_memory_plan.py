@@ -42,7 +42,7 @@ class Program(Lowering):
             pointers = [Pointer("value", name) for name in named] + [Pointer("input", "cells")]
             padded = (*pointers, *[NOTHING] * (8 - len(pointers)))
             operator = Operator(f"o{i}", Quantize(), (), (), 0, "layer")
-            self.calls.append(Call(QuantizeSpec(32, 32), operator, "tokens", 1, 1, instruction.sync, padded))
+            self.calls.append(Call(QuantizeSpec(32, 32, 1), operator, "tokens", 1, 1, instruction.sync, padded))
 
     def row_nbytes(self, value: str) -> int:
         return self.sizes[value]

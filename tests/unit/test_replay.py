@@ -63,9 +63,7 @@ def test_stages_follow_each_other(library: Library, n_workers: int) -> None:
             memory = Region(8 * N)
             buffers = [memory.address, memory.address + 4 * N]
             kernel = library.address("count")
-            calls = [
-                Call(kernel, [buffers[s % 2], buffers[(s + 1) % 2]], 1, n_tasks[s], True) for s in range(n_stages)
-            ]
+            calls = [Call(kernel, [buffers[s % 2], buffers[(s + 1) % 2]], 1, n_tasks[s], True) for s in range(n_stages)]
             array = pack_calls(calls)
             team.adopt(array)
             team.run(array.address, n_stages)

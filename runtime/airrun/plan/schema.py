@@ -6,7 +6,7 @@ it into addresses. References between tables are indices, checked when a plan is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from airrun.records import record
 
 FORMAT_VERSION = 1
 
@@ -26,7 +26,7 @@ DTYPES = {"float64": 8, "float32": 4, "float16": 2, "int64": 8, "int32": 4, "int
 KV_DTYPES = ("float16", "float32")
 
 
-@dataclass(frozen=True)
+@record
 class WeightFile:
     """A file that holds weights, known by fingerprint and never by path.
 
@@ -41,7 +41,7 @@ class WeightFile:
     header_sha256: str
 
 
-@dataclass(frozen=True)
+@record
 class Tensor:
     """A tensor as it stands in a weight file: bytes [offset, offset + nbytes) of `files[file]`, after its header.
 
@@ -57,7 +57,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record
 class WeightPart:
     """Rows of a fused weight that come from one tensor: all of it, starting at panel `first_panel`."""
 
@@ -65,7 +65,7 @@ class WeightPart:
     first_panel: int
 
 
-@dataclass(frozen=True)
+@record
 class Weight:
     """A matrix as the kernels read it.
 
@@ -91,7 +91,7 @@ class Weight:
     parts: tuple[WeightPart, ...]
 
 
-@dataclass(frozen=True)
+@record
 class Constant:
     """A small array carried by the plan, at `offset` (a multiple of the element size) in the segment of constants.
 
@@ -105,7 +105,7 @@ class Constant:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record
 class Buffer:
     """Activations of one kind. Both figures are bytes per token of the largest batch: the arena for n
     tokens has every buffer at `offset * n` with `nbytes * n` bytes (both are multiples of 64)."""
@@ -115,7 +115,7 @@ class Buffer:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record
 class Operand:
     """A pointer argument: `offset` bytes into entry `index` of a space.
 
@@ -138,7 +138,7 @@ output_rows [n_outputs]; rope float32 [n, 2, rope_dim/2] (cosines, then sines);
 block_table [n_sequences, max_blocks]."""
 
 
-@dataclass(frozen=True)
+@record
 class Step:
     """One kernel call, spread over the workers.
 
@@ -174,7 +174,7 @@ PHASES = ("embed", "layer", "head")
 ROWS = ("tokens", "outputs")
 
 
-@dataclass(frozen=True)
+@record
 class Program:
     """The steps for batches of up to `max_tokens` tokens; a plan lists its programs by increasing `max_tokens`."""
 
@@ -183,7 +183,7 @@ class Program:
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True)
+@record
 class Kernel:
     """An entry point that every library of the plan exports, and what `explain` says about it."""
 
@@ -195,7 +195,7 @@ class Kernel:
     reason: str
 
 
-@dataclass(frozen=True)
+@record
 class Library:
     """A shared object for one instruction set: segment `segment`, needing CPU `features`.
 
@@ -209,7 +209,7 @@ class Library:
     scratch_nbytes: int
 
 
-@dataclass(frozen=True)
+@record
 class KvCache:
     """The cache's shape: blocks of `block_cells` tokens; a block of one layer takes `block_nbytes` and holds,
     per KV head, keys [head_dim][block_cells] and then values [block_cells][head_dim]. `dtype` is one of `KV_DTYPES`.
@@ -225,7 +225,7 @@ class KvCache:
     block_nbytes: int
 
 
-@dataclass(frozen=True)
+@record
 class Rope:
     """Rotary positions: angle of pair i at position p is `p[axis[i]] * inverse_frequency[i]`, cosines and sines
     scaled by `magnitude`. Both arrays are constants, by index, with an entry per pair: `inverse_frequency` float64,
@@ -238,7 +238,7 @@ class Rope:
     magnitude: float
 
 
-@dataclass(frozen=True)
+@record
 class Model:
     """What the runtime needs to know of the model itself. `hidden` is the buffer that embeddings are written to,
     float32 [n, n_embd]. A row of logits takes `logits_stride` float32, at least `n_vocab`."""
@@ -254,7 +254,7 @@ class Model:
     logits_stride: int
 
 
-@dataclass(frozen=True)
+@record
 class Choice:
     """The decisions a user made, or that were made for them; `threads` is 0 where the runtime decides."""
 
@@ -266,7 +266,7 @@ class Choice:
     tune: str
 
 
-@dataclass(frozen=True)
+@record
 class Cost:
     """What a program moves and computes per token, and the machine numbers the prediction uses.
 
@@ -281,7 +281,7 @@ class Cost:
     prefill_macs_per_s: float
 
 
-@dataclass(frozen=True)
+@record
 class Segment:
     """Bytes of the plan file, at a multiple of 4096; the digest in the file's header covers them."""
 
@@ -290,7 +290,7 @@ class Segment:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record
 class Plan:
     """Everything. `arena_nbytes` is per token; `keep_order` lists every weight once, most worth keeping first.
 

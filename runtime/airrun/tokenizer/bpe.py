@@ -9,13 +9,17 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from airrun.tokenizer.byte_alphabet import CHAR_OF_BYTE, spell, unspell
-from airrun.tokenizer.merging import Keys, cut_where_nothing_joins, merge_symbols, pair_keys
+from airrun.tokenizer.merging import cut_where_nothing_joins, merge_symbols, pair_keys
 from airrun.tokenizer.pretokenizers import find_pre_tokenizer
 from airrun.tokenizer.spec import MergeTable, TokenizerSpec, TokenType
+
+if TYPE_CHECKING:
+    from airrun.tokenizer.merging import Keys
 
 # Words beyond this are cut where no merge joins before they are merged; longer ones are also not remembered.
 _LONG_WORD = 48

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airrun.tokenizer.strings import PackedStrings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MODEL_BPE = "gpt2"
 MODEL_SPM = "llama"

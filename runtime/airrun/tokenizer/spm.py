@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from airrun.errors import UnsupportedError
-from airrun.tokenizer.merging import Keys, code_points, cut_where_nothing_joins, merge_symbols, pair_keys
+from airrun.tokenizer.merging import code_points, cut_where_nothing_joins, merge_symbols, pair_keys
 from airrun.tokenizer.spec import TokenizerSpec, TokenType
+
+if TYPE_CHECKING:
+    from airrun.tokenizer.merging import Keys
 
 _SPACE_MARK = "\u2581"
 _MAX_REMEMBERED = 1 << 16

@@ -21,6 +21,7 @@ class StreamDecoder:
         self._skip_special = skip_special
         self._strip_space = strip_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._unfinished = False
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is now complete, possibly none.
@@ -34,8 +35,13 @@ class StreamDecoder:
         if self._strip_space and data:
             self._strip_space = False
             data = data.removeprefix(b" ")
-        return self._utf8.decode(data)
+        if not self._unfinished and data.isascii():
+            return data.decode("ascii")
+        text = self._utf8.decode(data)
+        self._unfinished = bool(self._utf8.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """End the text: return U+FFFD for a character that was left unfinished, else nothing."""
+        self._unfinished = False
         return self._utf8.decode(b"", final=True)

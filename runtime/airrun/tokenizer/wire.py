@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airrun.errors import PlanError
 from airrun.tokenizer.pretokenizers import PRE_TOKENIZERS
@@ -27,6 +26,9 @@ from airrun.tokenizer.spec import (
     TokenType,
 )
 from airrun.tokenizer.strings import PackedStrings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MAGIC: Final = b"ATOK"
 _VERSION: Final = 1
