@@ -5,11 +5,10 @@ The engine allocates what is computed here and `explain` prints it, so the two c
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from airrun.errors import UsageError
 from airrun.isa import select_level
@@ -169,7 +168,7 @@ def _inputs(plan: Plan, n: int, max_sequences: int) -> dict[str, InputArray]:
     arrays, at = {}, 0
     for name in INPUTS:
         dtype, shape = shapes[name]
-        nbytes = -(-int(np.prod(shape)) * 4 // _LINE) * _LINE
+        nbytes = -(-math.prod(shape) * 4 // _LINE) * _LINE
         arrays[name] = InputArray(dtype, shape, at, nbytes)
         at += nbytes
     return arrays
