@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from tvm import tirx
@@ -87,3 +89,16 @@ def test_calls_of_one_stage_share_it(library: Library) -> None:
         assert (memory.array("<i4", (4, N))[1:] == 200).all()
     finally:
         team.close()
+
+
+def test_stopping_reaches_workers_on_their_way_to_sleep(library: Library) -> None:
+    """Teams are stopped at every moment of a worker's spin and sleep; one that missed it would never end."""
+    started = time.monotonic()
+    for i in range(600):
+        team = Team(library, 3)
+        # around the time after which an idle worker goes to sleep
+        until = time.perf_counter() + (i % 60) * 1e-5
+        while time.perf_counter() < until:
+            pass
+        team.close()
+    assert time.monotonic() - started < 60

@@ -99,7 +99,7 @@ static int32_t work(const struct air_team *team, struct air_call *call, uint64_t
 static void participate(struct air_team *team, int32_t worker) {
     for (;;) {
         uint64_t position = LOAD(team->position);
-        if ((uint32_t)position == AIR_IDLE) return;
+        if ((uint32_t)position >= AIR_STOPPED) return;
         struct air_call *calls = LOAD(team->calls);
         int32_t n_calls = LOAD(team->n_calls);
         /* An unchanged position means that the run was still on, so the array just read is its own. */
@@ -141,8 +141,8 @@ void air_run(struct air_team *team, struct air_call *calls, int32_t n_calls) {
 
 void air_stop(struct air_team *team) {
     STORE(team->stop, 1);
-    /* A position of its own, so that no sleeper can mistake it for the one it waits on. */
-    __atomic_store_n(&team->position, ((team->position >> 32) + 1) << 32 | AIR_IDLE, __ATOMIC_SEQ_CST);
+    /* The low half, which sleepers compare, must change too: one may be about to sleep on AIR_IDLE. */
+    __atomic_store_n(&team->position, (team->position & ~(uint64_t)0xffffffffu) | AIR_STOPPED, __ATOMIC_SEQ_CST);
     futex((volatile int32_t *)&team->position, FUTEX_WAKE_PRIVATE, 0x7fffffff);
 }
 

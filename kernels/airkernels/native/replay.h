@@ -22,7 +22,7 @@ struct air_call {
 };
 
 /* The team's shared words, each on a cache line of its own. Zero-initialised, but for n_workers. `position` is
- * (run << 32 | first call of the stage in progress), or (run << 32 | AIR_IDLE) between runs. */
+ * (run << 32 | first call of the stage in progress), (run << 32 | AIR_IDLE) between runs, or AIR_STOPPED in its low half. */
 struct air_team {
     struct air_call *volatile calls;
     volatile int32_t n_calls;
@@ -38,6 +38,7 @@ struct air_team {
 };
 
 #define AIR_IDLE 0xffffffffu
+#define AIR_STOPPED 0xfffffffeu
 
 void air_worker(struct air_team *team, int32_t worker);
 void air_run(struct air_team *team, struct air_call *calls, int32_t n_calls);
