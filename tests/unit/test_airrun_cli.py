@@ -364,9 +364,12 @@ def test_foreign_sessions_are_refused(airrun_command: Command, tmp_path: Path) -
 def process(script: str, **settings: Any) -> subprocess.Popen[bytes]:
     """A new Python in which the engine is a fake whose model says `x` for ever, slowly."""
     code = f"""
-        import sys, time
+        import signal, sys, time
         from types import ModuleType
         from fake_engine import FakeEngine
+
+        # a parent that runs in the background may have handed down that the signal is ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         import airrun.cli as cli
 
         def slow(ids):
