@@ -1,0 +1,126 @@
+"""The state of lowering one program, and the table of how each operator type is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from aircompile.graph import Graph, Operator
+from aircompile.lowering.calls import NOTHING, Call, PanelWeight, Pointer, stride
+from aircompile.operators import Op
+from airkernels.cpu.activations import QuantizedRow
+from airkernels.cpu.attention import CacheLayout
+from airkernels.formats import FORMATS
+from airrun.errors import UnsupportedError
+from airrun.plan.schema import INPUTS, POINTERS_PER_STEP
+from airschedules.specs import KernelSpec
+
+_DIGITS = {"float32": 0, "q8": 1, "q16": 2}
+"""Digits of each type of activations."""
+
+
+@dataclass
+class Lowering:
+    """Lowers a graph for one phase.
+
+    Attributes
+    ----------
+    calls
+        Kernel calls in order.
+    weights
+        Matrices to be interleaved, by name.
+    strides
+        Floats between the rows of each value; a value that is part of another has its stride.
+    """
+
+    graph: Graph
+    cache: CacheLayout
+    phase: str
+    calls: list[Call] = field(default_factory=list)
+    weights: dict[str, PanelWeight] = field(default_factory=dict)
+    strides: dict[str, int] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        for operator in self.graph.operators():
+            lower = _LOWERINGS.get(type(operator.op))
+            if lower is None:
+                raise UnsupportedError(f"{operator.name}: no kernel computes {type(operator.op).__name__} on its own")
+            lower(self, operator)
+
+    def digits(self, value: str) -> int:
+        """Digits that a value is rounded to; 0 for floats."""
+        return _DIGITS[self.graph.values[value].dtype]
+
+    def row_nbytes(self, value: str) -> int:
+        """Bytes of a row of a value in the arena."""
+        width, digits = self.graph.values[value].width, self.digits(value)
+        nbytes = QuantizedRow(width, digits).nbytes if digits else 4 * stride(width)
+        return -(-nbytes // 64) * 64
+
+    def stride_of(self, value: str) -> int:
+        return self.strides.get(value, self.row_nbytes(value) // 4)
+
+    def emit(
+        self,
+        operator: Operator,
+        spec: KernelSpec,
+        pointers: dict[int, Pointer],
+        *,
+        tasks: int = 1,
+        tokens_per_task: int = 1,
+        sync: bool = True,
+    ) -> None:
+        listed = tuple(pointers.get(i, NOTHING) for i in range(POINTERS_PER_STEP))
+        rows = self.graph.values[operator.outputs[0]].rows
+        self.calls.append(Call(spec, operator, rows, tasks, tokens_per_task, sync, listed))
+
+    def value(self, name: str, column: int = 0) -> Pointer:
+        """A value, from a column on; an alias points into the value it is part of."""
+        base = self.aliases.get(name, name)
+        if base in self.graph.outputs:
+            return Pointer("logits", "", 4 * column)
+        return Pointer("value", base, 4 * column)
+
+    def vector(self, name: str) -> Pointer:
+        """A tensor that a kernel reads as it stands."""
+        fmt = self.graph.weights[name].format
+        if fmt != "F32":
+            raise UnsupportedError(f"tensor {name}: vectors in {fmt} are not supported, only in F32")
+        return Pointer("tensor", name)
+
+    def format(self, tensor: str) -> str:
+        """Block format of a tensor whose elements a kernel decodes."""
+        name = self.graph.weights[tensor].format
+        if name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UnsupportedError(f"tensor {tensor}: block format {name} is not supported (supported: {known})")
+        return name
+
+
+def input_array(name: str) -> Pointer:
+    """One of the arrays that the host fills."""
+    assert name in INPUTS
+    return Pointer("input", name)
+
+
+OpT = TypeVar("OpT", bound=Op)
+Lower = Callable[[Lowering, Operator, OpT], None]
+
+_LOWERINGS: dict[type[Op], Callable[[Lowering, Operator], None]] = {}
+
+
+def lowers(kind: type[OpT]) -> Callable[[Lower[OpT]], Lower[OpT]]:
+    """Register the function that emits the calls of an operator type; it gets the operator and its attributes."""
+
+    def register(function: Lower[OpT]) -> Lower[OpT]:
+        def lower(low: Lowering, operator: Operator) -> None:
+            assert isinstance(operator.op, kind)
+            function(low, operator, operator.op)
+
+        assert kind not in _LOWERINGS
+        _LOWERINGS[kind] = lower
+        return function
+
+    return register
