@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aircompile.architectures import build_graph
@@ -16,7 +16,7 @@ from aircompile.lowering import cache_layout, lower, specs_of
 from aircompile.memory_plan import place
 from aircompile.passes import PASSES
 from aircompile.passes.options import Activations, PassOptions
-from airkernels.cpu.isa import ISAS
+from airkernels.cpu.isa import ISAS, VectorIsa
 from airrun.built_here import remember_plan
 from airrun.errors import UsageError
 from airrun.paths import remember_weights
@@ -113,18 +113,18 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
     specs = specs_of(lowered)
 
     report.phase("tune kernels")
+    isas = _instruction_sets(options.profile)
     if options.tune != "none":
         from aircompile.tuning import tune
 
-        tune(specs, _instruction_sets(options.profile)[0], options.tune, report.step)
+        tune(specs, isas[0], options.tune, report.step)
 
     report.phase("plan memory")
     placements, arena_nbytes = place(lowered[-1][1])
     dump.text("memory", "\n".join(f"{p.offset:8d} {p.nbytes:8d} {name}" for name, p in placements.items()))
 
     report.phase("compile kernels")
-    isas = _instruction_sets(options.profile)
-    libraries: list[CompiledLibrary] = [compile_library(specs, ISAS[isa], report.step) for isa in isas]
+    libraries: list[CompiledLibrary] = [compile_library(specs, isa, report.step) for isa in isas]
 
     report.phase("write the plan")
     choice = Choice(options.profile.name, ctx_size, options.threads, options.activations, kv_type, options.tune)
@@ -137,8 +137,9 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
     return plan
 
 
-def _instruction_sets(profile: Profile) -> list[str]:
-    known = [isa for isa in profile.cpu.isa if isa in ISAS]
+def _instruction_sets(profile: Profile) -> list[VectorIsa]:
+    """Those of the target's levels that there are kernels for, best first."""
+    known = [replace(ISAS[level], prefetch=profile.cpu.prefetch) for level in profile.cpu.isa if level in ISAS]
     if not known:
         have = ", ".join(profile.cpu.isa) or "none"
         raise UsageError(f"target {profile.name}: no kernels for its CPU levels ({have}); known: {', '.join(ISAS)}")

@@ -39,7 +39,17 @@ def detect_cpu() -> Cpu:
         l2=caches.get("l2", 0),
         l3=caches.get("l3", 0),
         line=caches.get("line", 64),
+        prefetch=_prefetch_distance(),
     )
+
+
+def _prefetch_distance() -> int:
+    """How far ahead kernels should prefetch weights, by measurements on one processor of each maker.
+
+    An Intel server core that also computes reads memory at two thirds of what it could without prefetches; those of
+    a Zen 4 only made it slower.
+    """
+    return 8192 if _cpuinfo("vendor_id") == "GenuineIntel" else 0
 
 
 def allowed_cpus() -> list[int]:
@@ -51,11 +61,16 @@ def allowed_cpus() -> list[int]:
 
 def cpu_name() -> str:
     """The processor's name as it gives it, else its architecture."""
+    return _cpuinfo("model name") or isa.machine()
+
+
+def _cpuinfo(wanted: str) -> str:
+    """A value of the first processor in /proc/cpuinfo; empty if it is not there."""
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "model name":
+        if key.strip() == wanted:
             return value.strip()
-    return isa.machine()
+    return ""
 
 
 def total_ram() -> int:

@@ -22,7 +22,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Cpu:
-    """Processor: `isa` are levels of ``airrun.isa``, best first; caches in bytes, `l3` shared. Zero is unknown."""
+    """Processor: `isa` are levels of ``airrun.isa``, best first; caches in bytes, `l3` shared. Zero is unknown.
+
+    `prefetch` is how many bytes ahead kernels should prefetch weights; 0 leaves that to the hardware.
+    """
 
     arch: str = "x86_64"
     isa: tuple[str, ...] = ()
@@ -32,6 +35,7 @@ class Cpu:
     l2: int = 0
     l3: int = 0
     line: int = 64
+    prefetch: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,9 @@ class Product:
                 ("tiled", added, MatmulSchedule(4, 3)),
                 ("plain", plain, MatmulSchedule(2)),
             ):
-                programs[symbol] = matmul_int(symbol, isa, fmt, shape, schedule)
+                # one of those compared prefetches, also past the end of the matrix
+                ahead = replace(isa, prefetch=4096 if symbol == "one" else 0)
+                programs[symbol] = matmul_int(symbol, ahead, fmt, shape, schedule)
         else:
             self.scratch_nbytes = max(float_scratch_nbytes(fmt, n_cols), 64)
             for symbol, shape, tile in (("one", added, 1), ("tiled", added, 4), ("plain", plain, 2)):
@@ -307,3 +310,15 @@ def test_pack_moves_every_byte_once(name: str, tmp_path: Any) -> None:
         changed = np.flatnonzero(packed(other) != before)
         assert len(changed) == 1 and changed[0] // size == row // PANEL
         assert packed(other)[changed[0]] == other[row, column]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_line_of_a_panel_is_prefetched_once(level: str) -> None:
+    from airkernels.cpu.build import compile_kernels
+
+    isa, fmt, n_cols = replace(vector_isa(level), prefetch=4096), FORMATS["Q4_K"], 512
+    assert isinstance(fmt, BlockFormat)
+    program = matmul_int("product", isa, fmt, MatmulShape(N_ROWS, n_cols, STRIDE), MatmulSchedule(1))
+    assembly = compile_kernels({"product": program}, isa).inspect_source("asm")
+    # the loop over blocks is rolled; d and dmin share a line, but half a line each
+    assert assembly.count("prefetcht1") == PANEL * fmt.nbytes // 64 + 1

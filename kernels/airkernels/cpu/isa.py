@@ -36,6 +36,9 @@ class VectorIsa:
         Whether multiply-add rounds once.
     half
         Whether the CPU converts half-precision floats.
+    prefetch
+        Bytes ahead of its use at which packed weights are prefetched; 0 leaves it to the hardware. No property of an
+        instruction set but of the processor behind it (`airrun.profile.Cpu`).
     """
 
     name: str
@@ -46,6 +49,7 @@ class VectorIsa:
     dot: Literal["vpdpbusd", "pmaddubsw"]
     fma: bool
     half: bool
+    prefetch: int = 0
 
     def fused_multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         """a * b + c, element by element, float32."""

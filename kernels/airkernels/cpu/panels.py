@@ -114,7 +114,10 @@ def _use_order(fmt: BlockFormat) -> list[tuple[str, int]]:
 
 
 class PanelReader:
-    """`formats.base.Reader` over one block of `isa.lanes` rows of a panel; every load is made once."""
+    """`formats.base.Reader` over one block of `isa.lanes` rows of a panel; every load is made once.
+
+    A unit of a panel's 16 rows is at most a cache line, so the first pass over a panel prefetches one line a unit.
+    """
 
     def __init__(
         self, isa: VectorIsa, layout: PanelLayout, panel: Panel, span: Expr, block: int, first_row: int
@@ -126,6 +129,8 @@ class PanelReader:
     def _load(self, region: Region, name: str, index: int) -> Expr:
         if (name, index) not in self._loaded:
             at = self.layout.place(name, self.span, self.block, index) + self.first_row
+            if self.isa.prefetch and self.first_row == 0:
+                region.prefetch(at + self.isa.prefetch // region.itemsize)
             self._loaded[name, index] = let(region.load(at, self.isa.lanes))
         return self._loaded[name, index]
 

@@ -27,6 +27,9 @@ N_POINTERS = 8
 _UNBOUNDED = 1 << 30
 """Declared extent of a raw region: its real size is the planner's business."""
 
+_TO_READ, _SECOND_LEVEL, _DATA = 0, 2, 1
+"""Arguments of LLVM's prefetch: what for, to which cache (locality 3 is the first level), of what kind."""
+
 
 class Region:
     """Memory behind a pointer, viewed as one element type."""
@@ -35,12 +38,22 @@ class Region:
         self.dtype = dtype
         self.buffer = buffer if buffer is not None else T.decl_buffer((_UNBOUNDED,), dtype, data=base)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(tvm.DataType(self.dtype).itemsize)
+
     def load(self, index: Expr, lanes: int = 1) -> Expr:
         """`lanes` neighbouring elements, as an unbound expression (evaluated where it is used)."""
         return tirx.BufferLoad(self.buffer, [_span(index, lanes)])
 
     def store(self, index: Expr, value: Expr) -> None:
         T.buffer_store(self.buffer, value, [_span(index, lanes_of(value))])
+
+    def prefetch(self, index: Expr) -> None:
+        """Ask for the cache line of an element to be brought into the second-level cache; it need not exist."""
+        address = tirx.address_of(self.load(index))
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, _TO_READ, _SECOND_LEVEL, _DATA))
 
 
 def _span(index: Expr, lanes: int) -> Expr:
