@@ -10,10 +10,10 @@ import numpy as np
 from aircompile.codegen import CompiledLibrary
 from aircompile.frontends.gguf import GGUFModel
 from aircompile.graph import Graph
-from aircompile.lowering import Call, Lowering, PanelWeight, Phase, Pointer, specs_of
+from aircompile.lowering import Caches, Call, Lowering, PanelWeight, Phase, Pointer, specs_of
 from aircompile.memory_plan import Placement
 from aircompile.stream_plan import keep_order
-from airkernels.cpu.attention import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.cache import BLOCK_CELLS
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
@@ -32,7 +32,7 @@ class Parts:
 
     model: GGUFModel
     graph: Graph
-    cache: CacheLayout
+    caches: Caches
     lowered: Sequence[tuple[Phase, Lowering]]
     placements: Mapping[str, Placement]
     arena_nbytes: int
@@ -92,9 +92,9 @@ def assemble(
     graph, tables = parts.graph, Tables(parts)
     constants, blob = _constants(graph)
     names = [c.name for c in constants]
-    rope, hyper = graph.hyper.rope, graph.hyper
+    hyper = graph.hyper
     output = graph.values[graph.outputs[0]]
-    embed = next(o for o in graph.operators() if o.phase == "embed")
+    embed = [operator for operator in graph.operators() if operator.phase == "embed"][-1]
     weights = tuple(_weight(graph, tables, w) for w in tables.weights.values())
     plan = schema.Plan(
         generator=generator,
@@ -106,7 +106,7 @@ def assemble(
             n_layers=hyper.n_layers,
             n_ctx_train=hyper.n_ctx_train,
             n_params=hyper.n_params,
-            hidden=tables.buffers[embed.outputs[0]],
+            hidden=tables.buffers[parts.lowered[0][1].place_of(embed.outputs[0])[0]],
             logits_stride=parts.lowered[0][1].stride_of(output.name),
         ),
         choice=choice,
@@ -122,9 +122,13 @@ def assemble(
         constants=constants,
         buffers=tuple(schema.Buffer(name, p.offset, p.nbytes) for name, p in parts.placements.items()),
         arena_nbytes=parts.arena_nbytes,
-        kv=_cache(parts.cache, hyper.n_layers),
+        kv=_cache(parts.caches),
         rope=schema.Rope(
-            rope.dim, names.index("rope.inverse_frequency"), names.index("rope.axis"), rope.n_axes, rope.magnitude
+            n_pairs=sum(rope.dim // 2 for rope in hyper.ropes),
+            inverse_frequency=names.index("rope.inverse_frequency"),
+            axis=names.index("rope.axis"),
+            magnitude=names.index("rope.magnitude"),
+            n_axes=max((rope.n_axes for rope in hyper.ropes), default=1),
         ),
         kernels=tuple(_kernel(spec, parts.libraries[0]) for spec in tables.specs),
         programs=tuple(
@@ -181,13 +185,6 @@ def _kernel(spec: KernelSpec, library: CompiledLibrary) -> schema.Kernel:
     return schema.Kernel(spec.symbol, spec.op, spec.fmt, spec.shape, schedule, reason)
 
 
-def _cache(cache: CacheLayout, n_layers: int) -> schema.KvCache:
-    return schema.KvCache(
-        n_layers=n_layers,
-        n_kv_heads=cache.n_kv_heads,
-        head_dim=cache.head_dim,
-        block_cells=BLOCK_CELLS,
-        max_blocks=cache.max_blocks,
-        dtype=cache.dtype,
-        block_nbytes=cache.block_nbytes,
-    )
+def _cache(cache: Caches) -> schema.KvCache:
+    layers = (schema.KvLayer(c.n_kv_heads, c.head_dim, c.v_dim, c.block_nbytes) for c in cache.layers)
+    return schema.KvCache(BLOCK_CELLS, cache.max_blocks, cache.dtype, tuple(layers))

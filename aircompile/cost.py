@@ -119,8 +119,7 @@ def elements(call: Call) -> int:
         n_heads, n_kv_heads, head_dim = spec.shape
         return (n_heads + 2 * n_kv_heads) * head_dim
     if isinstance(spec, AttentionSpec):
-        n_heads, _, head_dim = spec.shape
-        return n_heads * head_dim
+        return spec.n_heads * (spec.cache.head_dim + spec.cache.v_dim) // 2
     return spec.shape[0]
 
 
@@ -135,7 +134,7 @@ def _machine(profile: Profile, threads: int) -> Machine | None:
 
 def _measured(decode: Sequence[Call], prefill: Sequence[Call], rates: Calibration) -> bool:
     """Whether every kernel has a rate; one that is new has none before the next calibration."""
-    plain = {call.spec.op for call in (*decode, *prefill) if not isinstance(call.spec, MatmulSpec)}
+    plain = {call.spec.rate for call in (*decode, *prefill) if not isinstance(call.spec, MatmulSpec)}
     products = {rate_key(spec) for spec in _products((*decode, *prefill))}
     return (
         plain <= rates.element_decode.keys() & rates.element_prefill.keys()
@@ -160,8 +159,8 @@ def _decode(call: Call, machine: Machine, context: int) -> float:
     rates, workers = machine.rates, min(machine.threads, call.tasks)
     if isinstance(call.spec, MatmulSpec):
         return weight_nbytes(call) / rates.decode[rate_key(call.spec)] / workers
-    cells = context + 1 if isinstance(call.spec, AttentionSpec) else 1
-    return elements(call) * cells * rates.element_decode[call.spec.op] / workers
+    cells = _visible(call.spec, context + 1) if isinstance(call.spec, AttentionSpec) else 1
+    return elements(call) * cells * rates.element_decode[call.spec.rate] / workers
 
 
 def _prefill(call: Call, machine: Machine, n_tokens: int) -> float:
@@ -173,5 +172,10 @@ def _prefill(call: Call, machine: Machine, n_tokens: int) -> float:
         macs = call.tasks * PANEL_ROWS * call.spec.matrix.n_cols * n_tokens
         return macs / rates.prefill[rate_key(call.spec)] / n
     # a token sees those before it and itself
-    cells = (n_tokens + 1) / 2 if isinstance(call.spec, AttentionSpec) else 1
-    return elements(call) * n_tokens * cells * rates.element_prefill[call.spec.op] / n
+    cells = _visible(call.spec, (n_tokens + 1) / 2) if isinstance(call.spec, AttentionSpec) else 1
+    return elements(call) * n_tokens * cells * rates.element_prefill[call.spec.rate] / n
+
+
+def _visible(spec: AttentionSpec, cells: float) -> float:
+    """Cells that a token sees of those before it."""
+    return min(cells, spec.window or spec.chunk or cells)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aircompile.frontends.gguf import TensorInfo, WeightFile
-from aircompile.operators import Kind, MatMul, Op, RopeMode, Value
+from aircompile.operators import Kind, MatMul, Op, Slice, Value
 
 __all__ = ["Graph", "GraphError", "ModelInfo", "Operator", "Phase", "RopeInfo", "Value"]
 
@@ -43,7 +43,7 @@ class Operator:
 @dataclass(frozen=True, eq=False)
 class RopeInfo:
     """Rotary positions: pair i turns by ``position[axis[i]] * inverse_frequency[i]``; sines and cosines are scaled
-    by `magnitude`. All frequency scaling is folded in, once the tensor of factors is (see ``passes.fold_constants``).
+    by `magnitude`. All frequency scaling is folded in, except a tensor of factors (see ``passes.fold_constants``).
 
     `inverse_frequency` is float64 [dim / 2] in radians per position, `axis` int32 [dim / 2].
     """
@@ -53,12 +53,21 @@ class RopeInfo:
     axis: npt.NDArray[np.int32]
     n_axes: int
     magnitude: float
-    mode: RopeMode
 
 
 @dataclass(frozen=True, eq=False)
 class ModelInfo:
-    """Hyperparameters that outlive the graph: what the runtime, the cache and the ledger need to know."""
+    """Hyperparameters that outlive the graph: what the runtime, the cache and the ledger need to know.
+
+    Attributes
+    ----------
+    n_ctx_train
+        Tokens that the model was trained for.
+    n_ctx_max
+        Tokens that its positions reach, where that is a limit; else None.
+    ropes
+        Tables of rotary positions, which operators refer to by index.
+    """
 
     name: str
     architecture: str
@@ -67,10 +76,8 @@ class ModelInfo:
     n_layers: int
     n_ctx_train: int
     n_params: int
-    rope: RopeInfo
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
+    n_ctx_max: int | None = None
+    ropes: tuple[RopeInfo, ...] = ()
 
 
 class Graph:
@@ -284,6 +291,8 @@ class Graph:
         value = operator.inputs[1]
         before = self.ancestors(operator.name) | {operator.name}
         late = [reader.name for reader in self.consumers(value) if reader.name not in before]
+        views = [self.producer(value), *self.consumers(value)]
+        late += [view.name for view in views if view is not None and isinstance(view.op, Slice)]
         if late or value in self.outputs or value == operator.inputs[0]:
             raise GraphError(f"{operator.name} accumulates onto {value}, which is read elsewhere {late}")
 
@@ -310,16 +319,12 @@ class Graph:
             return f"{value:.7g}" if isinstance(value, float) else str(value)
 
         shown = []
-        for field in dataclasses.fields(op):
+        for field in sorted(dataclasses.fields(op), key=lambda field: bool(field.kw_only)):
             value = getattr(op, field.name)
             if value != field.default and not (isinstance(value, tuple) and all(item is None for item in value)):
-                shown.append(f"{field.name}={_parts(value) if field.name == 'parts' else show(value)}")
+                shown.append(f"{field.name}={show(value)}")
         return f"{type(op).__name__}({', '.join(shown)})"
 
 
 def _typed(value: Value) -> str:
     return f"{value.name} {value.dtype}[{value.rows}, {value.width}]"
-
-
-def _parts(parts: tuple[tuple[str, ...], ...]) -> str:
-    return "|".join("+".join(names) for names in parts)

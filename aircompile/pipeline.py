@@ -12,7 +12,7 @@ from aircompile.codegen import CompiledLibrary, compile_library
 from aircompile.cost import estimate
 from aircompile.frontends.gguf import read_gguf
 from aircompile.graph import Graph
-from aircompile.lowering import cache_layout, lower, specs_of
+from aircompile.lowering import lower, plan_caches, specs_of
 from aircompile.memory_plan import place
 from aircompile.passes import PASSES
 from aircompile.passes.options import Activations, PassOptions
@@ -105,11 +105,13 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
         dump.graph(name, graph)
 
     report.phase("select kernels")
-    n_ctx_train = graph.hyper.n_ctx_train
-    ctx_size = options.ctx_size or min(n_ctx_train, _DEFAULT_CONTEXT)
+    n_ctx_max = graph.hyper.n_ctx_max or max(graph.hyper.n_ctx_train, options.ctx_size or 0)
+    ctx_size = options.ctx_size or min(n_ctx_max, _DEFAULT_CONTEXT)
+    if ctx_size > n_ctx_max:
+        raise UsageError(f"{model_path}: context of {ctx_size} tokens: the positions of this model end at {n_ctx_max}")
     kv_type = options.kv_type if options.kv_type != "auto" else "f32" if options.activations == "f32" else "f16"
-    cache = cache_layout(graph, kv_type, max(ctx_size, n_ctx_train))
-    lowered = lower(graph, cache)
+    caches = plan_caches(graph, kv_type, n_ctx_max)
+    lowered = lower(graph, caches)
     specs = specs_of(lowered)
 
     report.phase("tune kernels")
@@ -128,7 +130,7 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
 
     report.phase("write the plan")
     choice = Choice(options.profile.name, ctx_size, options.threads, options.activations, kv_type, options.tune)
-    parts = Parts(model, graph, cache, lowered, placements, arena_nbytes, libraries)
+    parts = Parts(model, graph, caches, lowered, placements, arena_nbytes, libraries)
     plan, segments = assemble(parts, choice, estimate(lowered, options.profile, options.threads), tokenizer, GENERATOR)
     write_plan(out, plan, segments)
     remember_plan(content_digest(out.read_bytes()).hex())

@@ -1,18 +1,22 @@
-"""Model families: each file builds the operator graph of one from the metadata and tensors of a model file."""
+"""Model families: each file builds the operator graph of one from the metadata and tensors of a model file.
+
+A family is a function under ``@family(architecture names)``, which is all it takes to add one: the modules of this
+package are imported by themselves. What families share is in `toolkit`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
 
-from aircompile.architectures import llama
+from aircompile.architectures.toolkit.builder import Builder
+from aircompile.architectures.toolkit.registry import FAMILIES
 from aircompile.frontends.gguf import GGUFModel
 from aircompile.graph import Graph
 from airrun.errors import ModelFileError, UnsupportedError
 
-Architecture = Callable[[GGUFModel], Graph]
-
-ARCHITECTURES: dict[str, Architecture] = {"llama": llama.build}
-"""Builders by `general.architecture`."""
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def build_graph(model: GGUFModel) -> Graph:
@@ -33,11 +37,13 @@ def build_graph(model: GGUFModel) -> Graph:
     name = model.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelFileError(f"{path}: general.architecture is {'missing' if name is None else 'not a text'}")
-    build = ARCHITECTURES.get(name)
+    build = FAMILIES.get(name)
     if build is None:
         raise UnsupportedError(
-            f"{path}: architecture {name!r:.80} is not supported; supported: {', '.join(ARCHITECTURES)}"
+            f"{path}: architecture {name!r:.80} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
-    graph = build(model)
+    builder = Builder(model, name)
+    build(builder)
+    graph = builder.finish()
     graph.check()
     return graph

@@ -9,33 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aircompile.graph import Graph
-from aircompile.lowering import elementwise, products, rows  # noqa: F401  (they register their operators)
-from aircompile.lowering.attention import cache_layout
+from aircompile.lowering import attention, elementwise, products, rows  # noqa: F401  (they register their operators)
+from aircompile.lowering.caches import Caches, plan_caches
 from aircompile.lowering.calls import NOTHING, PHASES, Call, PanelWeight, Phase, Pointer, stride
 from aircompile.lowering.lowering import Lowering
-from airkernels.cpu.attention import CacheLayout
 from airschedules.specs import KernelSpec, ReadProbeSpec
 
 __all__ = [
     "NOTHING",
     "PHASES",
+    "Caches",
     "Call",
     "Lowering",
     "PanelWeight",
     "Phase",
     "Pointer",
-    "cache_layout",
     "lower",
+    "plan_caches",
     "specs_of",
     "stride",
 ]
 
 
-def lower(graph: Graph, cache: CacheLayout) -> list[tuple[Phase, Lowering]]:
+def lower(graph: Graph, caches: Caches) -> list[tuple[Phase, Lowering]]:
     """Lower the graph for every phase."""
     lowered = []
     for phase in PHASES:
-        low = Lowering(graph, cache, phase.name)
+        low = Lowering(graph, caches, phase.name)
         low.run()
         lowered.append((phase, low))
     return lowered

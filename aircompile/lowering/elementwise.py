@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from aircompile.graph import Operator
+from aircompile.lowering.calls import Pointer
 from aircompile.lowering.lowering import Lowering, lowers
-from aircompile.operators import GatedActivation
-from airschedules.specs import GatedSpec
+from aircompile.operators import Activation, Add, GatedActivation, Multiply, Scale, Slice
+from airkernels.cpu.elementwise import RowShape
+from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec
 
 _CHUNK = 256
 """Columns per task: small enough to share one row between threads."""
 
 
+def _row(low: Lowering, operator: Operator) -> RowShape:
+    (out,) = operator.outputs
+    strides = tuple(low.stride_of(value) for value in operator.inputs)
+    return RowShape(low.graph.values[out].width, strides, low.stride_of(out), _CHUNK, low.digits(out))
+
+
+def _emit(low: Lowering, operator: Operator, spec: ElementwiseSpec, *inputs: Pointer) -> None:
+    pointers = dict(enumerate(inputs or map(low.value, operator.inputs)))
+    pointers[2] = low.value(operator.outputs[0])
+    low.emit(operator, spec, pointers, tasks=-(-spec.row.n // _CHUNK))
+
+
 @lowers(GatedActivation)
 def _gated(low: Lowering, operator: Operator, op: GatedActivation) -> None:
-    graph, out = low.graph, operator.outputs[0]
-    columns = op.columns([graph.values[name] for name in operator.inputs])
-    gate, up = ((operator.inputs[columns[p].input], columns[p].first) for p in ("gate", "up"))
-    n = graph.values[out].width
-    strides = (low.stride_of(gate[0]), low.stride_of(up[0]), low.stride_of(out))
-    spec = GatedSpec(n, *strides, _CHUNK, low.digits(out))
-    pointers = {0: low.value(*gate), 1: low.value(*up), 2: low.value(out)}
-    low.emit(operator, spec, pointers, tasks=-(-n // _CHUNK))
+    _emit(low, operator, GatedSpec(_row(low, operator), op.kind, op.parameters))
+
+
+@lowers(Activation)
+def _activation(low: Lowering, operator: Operator, op: Activation) -> None:
+    _emit(low, operator, ActivationSpec(_row(low, operator), op.kind, op.parameters))
+
+
+@lowers(Add)
+def _add(low: Lowering, operator: Operator, op: Add) -> None:
+    _emit(low, operator, AddSpec(_row(low, operator), op.scale))
+
+
+@lowers(Multiply)
+def _multiply(low: Lowering, operator: Operator, op: Multiply) -> None:
+    _emit(low, operator, MultiplySpec(_row(low, operator), False))
+
+
+@lowers(Scale)
+def _scale(low: Lowering, operator: Operator, op: Scale) -> None:
+    row = _row(low, operator)
+    row = dataclasses.replace(row, strides=(*row.strides, 0))
+    spec = MultiplySpec(row, low.graph.weights[op.weight].shape == (1,))
+    _emit(low, operator, spec, low.value(operator.inputs[0]), low.vector(op.weight))
+
+
+@lowers(Slice)
+def _slice(low: Lowering, operator: Operator, op: Slice) -> None:
+    low.alias(operator.outputs[0], operator.inputs[0], op.first)

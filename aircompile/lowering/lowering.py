@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aircompile.graph import Graph, Operator
+from aircompile.lowering.caches import Caches
 from aircompile.lowering.calls import NOTHING, Call, PanelWeight, Pointer, stride
-from aircompile.operators import Op
+from aircompile.operators import Activation, Op, Scale
 from airkernels.cpu.activations import QuantizedRow
-from airkernels.cpu.attention import CacheLayout
 from airkernels.formats import FORMATS
 from airrun.errors import UnsupportedError
 from airrun.plan.schema import INPUTS, POINTERS_PER_STEP
@@ -30,19 +30,19 @@ class Lowering:
         Kernel calls in order.
     weights
         Matrices to be interleaved, by name.
-    strides
-        Floats between the rows of each value; a value that is part of another has its stride.
+    places
+        Where values lie that are part of another: that value and the first column.
     """
 
     graph: Graph
-    cache: CacheLayout
+    caches: Caches
     phase: str
     calls: list[Call] = field(default_factory=list)
     weights: dict[str, PanelWeight] = field(default_factory=dict)
-    strides: dict[str, int] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def run(self) -> None:
+        self._compute_outputs_in_place()
         for operator in self.graph.operators():
             lower = _LOWERINGS.get(type(operator.op))
             if lower is None:
@@ -59,8 +59,28 @@ class Lowering:
         nbytes = QuantizedRow(width, digits).nbytes if digits else 4 * stride(width)
         return -(-nbytes // 64) * 64
 
+    def place_of(self, value: str) -> tuple[str, int]:
+        """The value whose memory holds this one, and the column where it starts."""
+        return self.places.get(value, (value, 0))
+
+    def alias(self, value: str, of: str, column: int = 0) -> None:
+        """Let a value be part of another, from a column on."""
+        base, first = self.place_of(of)
+        self.places[value] = (base, first + column)
+
     def stride_of(self, value: str) -> int:
-        return self.strides.get(value, self.row_nbytes(value) // 4)
+        """Floats between the rows of a value."""
+        return self.row_nbytes(self.place_of(value)[0]) // 4
+
+    def _compute_outputs_in_place(self) -> None:
+        """What is computed from a single value into an output of the graph overwrites it: logits are large, and the
+        arena has room for every token."""
+        for output in self.graph.outputs:
+            producer = self.graph.producer(output)
+            if producer is not None and isinstance(producer.op, Activation | Scale):
+                (source,) = producer.inputs
+                assert self.graph.only_consumer(source) is not None
+                self.alias(source, output)
 
     def emit(
         self,
@@ -77,11 +97,10 @@ class Lowering:
         self.calls.append(Call(spec, operator, rows, tasks, tokens_per_task, sync, listed))
 
     def value(self, name: str, column: int = 0) -> Pointer:
-        """A value, from a column on; an alias points into the value it is part of."""
-        base = self.aliases.get(name, name)
-        if base in self.graph.outputs:
-            return Pointer("logits", "", 4 * column)
-        return Pointer("value", base, 4 * column)
+        """A value, from a column on."""
+        base, first = self.place_of(name)
+        offset = 4 * (first + column)
+        return Pointer("logits", "", offset) if base in self.graph.outputs else Pointer("value", base, offset)
 
     def vector(self, name: str) -> Pointer:
         """A tensor that a kernel reads as it stands."""
@@ -99,10 +118,10 @@ class Lowering:
         return name
 
 
-def input_array(name: str) -> Pointer:
+def input_array(name: str, offset: int = 0) -> Pointer:
     """One of the arrays that the host fills."""
     assert name in INPUTS
-    return Pointer("input", name)
+    return Pointer("input", name, offset)
 
 
 OpT = TypeVar("OpT", bound=Op)

@@ -22,7 +22,7 @@ def _matmul(low: Lowering, operator: Operator, op: MatMul) -> None:
     weight = PanelWeight(op.weights, operator.layer, PackSpec(fmt, n_cols))
     low.weights[weight.name] = weight
     if op.accumulate:
-        low.aliases[out] = low.aliases.get(operator.inputs[1], operator.inputs[1])
+        low.alias(out, operator.inputs[1])
     panel_nbytes = PanelLayout(FORMATS[fmt], n_cols).nbytes
     members = op.members(graph.weights)
     # One call does all members at once, unless biases (a tensor each) keep them apart.

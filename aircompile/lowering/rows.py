@@ -6,7 +6,7 @@ from aircompile.graph import Operator
 from aircompile.lowering.calls import Pointer
 from aircompile.lowering.lowering import Lowering, input_array, lowers
 from aircompile.operators import Gather, Norm, Quantize, SelectRows
-from airrun.errors import UnsupportedError
+from airkernels.cpu.norms import NormShape
 from airschedules.specs import GatherSpec, NormSpec, QuantizeSpec, SelectSpec
 
 
@@ -14,18 +14,23 @@ from airschedules.specs import GatherSpec, NormSpec, QuantizeSpec, SelectSpec
 def _gather(low: Lowering, operator: Operator, op: Gather) -> None:
     out = operator.outputs[0]
     spec = GatherSpec(low.format(op.table), low.graph.values[out].width, low.stride_of(out))
-    pointers = {0: Pointer("tensor", op.table), 1: input_array("token_ids"), 2: low.value(out)}
+    pointers = {0: Pointer("tensor", op.table), 1: input_array(op.by), 2: low.value(out)}
     low.emit(operator, spec, pointers)
 
 
 @lowers(Norm)
 def _norm(low: Lowering, operator: Operator, op: Norm) -> None:
-    if op.bias is not None:
-        raise UnsupportedError(f"{operator.name}: norms with a bias are not supported yet")
     source, out = operator.inputs[0], operator.outputs[0]
+
+    def size(name: str | None) -> int:
+        return 0 if name is None else low.graph.weights[name].shape[0]
+
+    strides = (low.stride_of(source), low.stride_of(out))
     n = low.graph.values[source].width
-    spec = NormSpec(n, low.stride_of(source), low.stride_of(out), op.eps, low.digits(out))
-    low.emit(operator, spec, {0: low.value(source), 1: low.vector(op.weight), 2: low.value(out)})
+    shape = NormShape(op.kind, n, op.groups, size(op.weight), size(op.bias), op.eps, *strides, low.digits(out))
+    pointers = {0: low.value(source), 2: low.value(out)}
+    pointers |= {i: low.vector(name) for i, name in ((1, op.weight), (3, op.bias)) if name is not None}
+    low.emit(operator, NormSpec(shape), pointers, tasks=op.groups)
 
 
 @lowers(SelectRows)

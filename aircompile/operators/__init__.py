@@ -12,37 +12,41 @@ from aircompile.operators.base import (
     Kind,
     Op,
     RopeMode,
+    Rounding,
     Rows,
     Value,
     Weights,
     is_integer_format,
     quantized_dtype,
 )
-from aircompile.operators.elementwise import Activation, Add, GatedActivation, Multiply
-from aircompile.operators.parted import Columns, Parted
+from aircompile.operators.elementwise import Activation, Add, Function, Gate, GatedActivation, Multiply, Scale, Slice
 from aircompile.operators.products import MatMul
-from aircompile.operators.rows import Gather, Norm, Quantize, SelectRows
+from aircompile.operators.rows import Gather, Norm, NormKind, Quantize, SelectRows
 
 __all__ = [
     "Activation",
     "Add",
     "Attention",
-    "Columns",
     "Dtype",
+    "Function",
+    "Gate",
     "GatedActivation",
     "Gather",
     "Kind",
     "MatMul",
     "Multiply",
     "Norm",
+    "NormKind",
     "Op",
-    "Parted",
     "Quantize",
     "Rope",
     "RopeMode",
     "RopeStore",
+    "Rounding",
     "Rows",
+    "Scale",
     "SelectRows",
+    "Slice",
     "Value",
     "Weights",
     "is_integer_format",

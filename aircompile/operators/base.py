@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from aircompile.frontends.gguf import TensorInfo
@@ -60,6 +60,23 @@ class Op:
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         """Types of the results for these inputs; ValueError where they do not fit."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Rounding(Op):
+    """An operator that can round its result to integers of so many `digits` on the way out."""
+
+    quantize: bool = field(default=False, kw_only=True)
+    digits: int = field(default=1, kw_only=True)
+
+    @property
+    def can_round(self) -> bool:
+        return True
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the result."""
+        return quantized_dtype(self.digits) if self.quantize else "float32"
 
 
 def arity(inputs: Sequence[Value], n: int) -> None:

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from aircompile.operators.base import Kind, Op, Value, Weights, arity, floats, quantized_dtype, same_kind
-from aircompile.operators.parted import Parted
+from aircompile.operators.base import Kind, Op, Rounding, Value, Weights, arity, floats, same_kind, vector
 
-
-@dataclass(frozen=True)
-class GatedActivation(Parted):
-    """``activation(gate) * up``, quantized on the way out if `quantize` (Shazeer 2020, GLU variants)."""
-
-    PARTS: ClassVar[tuple[str, ...]] = ("gate", "up")
-
-    kind: Literal["silu"]
-    quantize: bool = False
-    digits: int = 1
-    parts: tuple[tuple[str, ...], ...] = field(default=(("gate", "up"),), kw_only=True)
-
-    def part_widths(self, total: int) -> tuple[int, ...]:
-        if total % 2:
-            raise ValueError(f"{total} columns are not a gate and an equal up")
-        return (total // 2, total // 2)
-
-    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
-        up = self.columns(inputs)["up"]
-        return (Kind(up.width, inputs[0].rows, quantized_dtype(self.digits) if self.quantize else "float32"),)
+Function = Literal[
+    "silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "sigmoid", "tanh", "xielu", "scale", "clamp", "softcap"
+]
+Gate = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "sigmoid", "swiglu_oai"]
 
 
 @dataclass(frozen=True)
-class Activation(Op):
-    """An element-wise function: 'silu' is ``x / (1 + exp(-x))``."""
+class Activation(Rounding):
+    """A function of each element, quantized on the way out if `quantize`. What each computes, and its parameters:
+    ``airkernels.cpu.functions``."""
 
-    kind: Literal["silu"]
+    kind: Function
+    parameters: tuple[float, ...] = ()
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
         x = floats(inputs[0])
-        return (Kind(x.width, x.rows, "float32"),)
+        return (Kind(x.width, x.rows, self.dtype),)
 
 
 @dataclass(frozen=True)
-class _Elementwise(Op):
+class GatedActivation(Rounding):
+    """``activation(gate) * up`` of inputs (gate, up), quantized on the way out if `quantize` (Shazeer 2020)."""
+
+    kind: Gate
+    parameters: tuple[float, ...] = ()
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        arity(inputs, 2)
+        gate = floats(inputs[0])
+        same_kind(floats(inputs[1]), gate.width, gate.rows)
+        return (Kind(gate.width, gate.rows, self.dtype),)
+
+
+@dataclass(frozen=True)
+class _Pairwise(Op):
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 2)
         a = floats(inputs[0])
@@ -53,10 +52,44 @@ class _Elementwise(Op):
 
 
 @dataclass(frozen=True)
-class Multiply(_Elementwise):
+class Multiply(_Pairwise):
     """Element-wise product of two values."""
 
 
 @dataclass(frozen=True)
-class Add(_Elementwise):
-    """Element-wise sum of two values."""
+class Add(_Pairwise):
+    """``a + scale * b`` of inputs (a, b)."""
+
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scale(Op):
+    """Every element times that of `weight` in its column, or times the only element of `weight`."""
+
+    weight: str
+
+    def tensors(self) -> tuple[str, ...]:
+        return (self.weight,)
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        arity(inputs, 1)
+        x = floats(inputs[0])
+        if weights[self.weight].shape != (1,):
+            vector(weights, self.weight, x.width)
+        return (Kind(x.width, x.rows, "float32"),)
+
+
+@dataclass(frozen=True)
+class Slice(Op):
+    """Columns [first, first + width) of a value: a view, not a copy."""
+
+    first: int
+    width: int
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        arity(inputs, 1)
+        x = floats(inputs[0])
+        if not 0 <= self.first < self.first + self.width <= x.width:
+            raise ValueError(f"columns {self.first} to {self.first + self.width} of {x.name}, which has {x.width}")
+        return (Kind(self.width, x.rows, "float32"),)

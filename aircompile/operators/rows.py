@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aircompile.operators.base import Kind, Op, Value, Weights, arity, floats, matrix, quantized_dtype, vector
+from aircompile.operators.base import Kind, Op, Rounding, Value, Weights, arity, floats, matrix, quantized_dtype, vector
+
+NormKind = Literal["rms", "layer"]
 
 
 @dataclass(frozen=True)
 class Gather(Op):
-    """Rows of `table` (n_vocab, width) picked by the token ids of the batch, which are no value of the graph."""
+    """Rows of `table` (n_rows, width), one per token: picked by token id, or by the token's place in its sequence.
+
+    Neither are values of the graph; the runtime has both.
+    """
 
     table: str
+    by: Literal["token_ids", "cells"] = "token_ids"
 
     def tensors(self) -> tuple[str, ...]:
         return (self.table,)
@@ -24,25 +30,37 @@ class Gather(Op):
 
 
 @dataclass(frozen=True)
-class Norm(Op):
-    """``x / sqrt(mean(x**2) + eps) * weight + bias`` over each row, quantized on the way out if `quantize`."""
+class Norm(Rounding):
+    """A row, or each of its `groups` equal parts, divided by its size; then times `weight`, plus `bias`.
 
-    weight: str
+    'rms': ``x / sqrt(mean(x**2) + eps)`` (Zhang & Sennrich 2019); 'layer': the same of ``x - mean(x)`` (Ba et al.
+    2016). Weight and bias have an element per column of the row or of a group. Quantized on the way out if `quantize`.
+    """
+
+    weight: str | None
     eps: float
     bias: str | None = None
-    quantize: bool = False
-    digits: int = 1
-    kind: Literal["rms"] = "rms"
+    kind: NormKind = "rms"
+    groups: int = 1
 
     def tensors(self) -> tuple[str, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    @property
+    def can_round(self) -> bool:
+        return self.groups == 1
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
         x = floats(inputs[0])
+        if x.width % self.groups:
+            raise ValueError(f"{x.width} columns ({x.name}) are not {self.groups} equal groups")
         for name in self.tensors():
-            vector(weights, name, x.width)
-        return (Kind(x.width, x.rows, quantized_dtype(self.digits) if self.quantize else "float32"),)
+            if weights[name].shape != (x.width // self.groups,):
+                vector(weights, name, x.width)
+        if self.quantize and not self.can_round:
+            raise ValueError("groups of a row are not quantized")
+        return (Kind(x.width, x.rows, self.dtype),)
 
 
 @dataclass(frozen=True)

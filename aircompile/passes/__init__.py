@@ -1,7 +1,6 @@
 """Rewrites of the graph: one pass, one file, each a function from graph to graph that preserves what is computed.
 
-Passes match operators and their attributes, never names. The order matters: fusing rotation and gating first brings
-the products that are read together side by side as inputs of one operator, where `fuse_projections` finds them.
+Passes match operators and their attributes, never names.
 """
 
 from __future__ import annotations

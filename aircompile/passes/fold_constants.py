@@ -18,27 +18,34 @@ from airrun.errors import ModelFileError
 
 
 def fold_constants(graph: Graph, options: PassOptions) -> Graph:
-    """Finish the rope table, and put it into the constants `rope.inverse_frequency` and `rope.axis`.
+    """Finish the rope tables, and put them end to end into the constants `rope.inverse_frequency`, `rope.axis` and
+    `rope.magnitude`, an entry per pair.
 
-    Raises ModelFileError where the factors cannot be read or are no positive numbers.
+    Raises ModelFileError where factors cannot be read or are no positive numbers.
     """
     graph = graph.copy()
-    rope = graph.hyper.rope
-    operators = [(operator, operator.op) for operator in graph.operators() if isinstance(operator.op, Rope)]
-    names = {op.factors for _, op in operators}
-    if len(names) > 1:
-        raise GraphError(f"rotary positions with different factors: {sorted(map(str, names))}")
-    for name in names - {None}:
-        assert name is not None
-        tensor = graph.weights[name]
-        factors = _read_factors(tensor, graph.files[tensor.file])
-        rope = dataclasses.replace(rope, inverse_frequency=rope.inverse_frequency / factors)
-        graph.hyper = dataclasses.replace(graph.hyper, rope=rope)
-        for operator, op in operators:
+    ropes = list(graph.hyper.ropes)
+    rotations = [(operator, operator.op) for operator in graph.operators() if isinstance(operator.op, Rope)]
+    for i, rope in enumerate(ropes):
+        names = {op.factors for _, op in rotations if op.table == i}
+        if len(names) > 1:
+            raise GraphError(f"rotary positions with different factors: {sorted(map(str, names))}")
+        for name in names - {None}:
+            assert name is not None
+            tensor = graph.weights[name]
+            factors = _read_factors(tensor, graph.files[tensor.file])
+            ropes[i] = dataclasses.replace(rope, inverse_frequency=rope.inverse_frequency / factors)
+    for operator, op in rotations:
+        if op.factors is not None:
             folded = dataclasses.replace(operator, op=dataclasses.replace(op, factors=None))
             graph.replace([operator.name], [folded])
-    graph.constants["rope.inverse_frequency"] = rope.inverse_frequency
-    graph.constants["rope.axis"] = rope.axis
+    graph.hyper = dataclasses.replace(graph.hyper, ropes=tuple(ropes))
+    none = np.zeros(0)
+    graph.constants["rope.inverse_frequency"] = np.concatenate([none, *(rope.inverse_frequency for rope in ropes)])
+    graph.constants["rope.axis"] = np.concatenate([none.astype(np.int32), *(rope.axis for rope in ropes)])
+    graph.constants["rope.magnitude"] = np.concatenate(
+        [none, *(np.full(rope.dim // 2, rope.magnitude) for rope in ropes)]
+    )
     return graph
 
 

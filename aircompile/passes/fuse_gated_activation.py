@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import typing
+
 from aircompile.graph import Graph, Operator
-from aircompile.operators import Activation, GatedActivation, Multiply
+from aircompile.operators import Activation, Gate, GatedActivation, Multiply
 from aircompile.passes.options import PassOptions
+
+_GATES: dict[str, Gate] = {gate: gate for gate in typing.get_args(Gate)}
 
 
 def fuse_gated_activation(graph: Graph, options: PassOptions) -> Graph:
@@ -17,7 +21,9 @@ def fuse_gated_activation(graph: Graph, options: PassOptions) -> Graph:
             gate = graph.producer(value)
             if gate is None or not isinstance(gate.op, Activation) or graph.only_consumer(value) is None or up == value:
                 continue
-            op = GatedActivation(gate.op.kind, parts=tuple((p,) for p in GatedActivation.PARTS))
+            if gate.op.kind not in _GATES:
+                continue
+            op = GatedActivation(_GATES[gate.op.kind], gate.op.parameters)
             inputs = (gate.inputs[0], up)
             fused = Operator(operator.name, op, inputs, operator.outputs, operator.layer, operator.phase)
             graph.replace([gate.name, operator.name], [fused])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from aircompile.graph import Graph, Operator
-from aircompile.operators import Add, MatMul
+from aircompile.operators import Add, MatMul, Slice
 from aircompile.passes.options import PassOptions
 
 
@@ -13,7 +13,7 @@ def fuse_residual(graph: Graph, options: PassOptions) -> Graph:
     """Add(x, MatMul(y)), in either order -> MatMul(y, x) with accumulate, where x may be overwritten."""
     graph = graph.copy()
     for operator in graph.operators():
-        if not isinstance(operator.op, Add):
+        if operator.op != Add():
             continue
         for residual, value in (operator.inputs, operator.inputs[::-1]):
             product = graph.producer(value)
@@ -34,7 +34,8 @@ def fuse_residual(graph: Graph, options: PassOptions) -> Graph:
 
 def _dead_after(graph: Graph, residual: str, product: Operator, operator: Operator) -> bool:
     """Whether every other reader of the residual has run when the product starts, in any order of operators."""
-    if residual in graph.outputs:
+    views = [graph.producer(residual), *graph.consumers(residual)]
+    if residual in graph.outputs or any(view is not None and isinstance(view.op, Slice) for view in views):
         return False
     before = graph.ancestors(product.name)
     return all(reader.name in before for reader in graph.consumers(residual) if reader.name != operator.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from aircompile.graph import Graph, Operator
-from aircompile.operators import GatedActivation, MatMul, Norm, Quantize, is_integer_format
+from aircompile.operators import MatMul, Quantize, Rounding, is_integer_format
 from aircompile.passes.options import PassOptions
 from airrun.errors import UnsupportedError
 
@@ -42,9 +42,9 @@ def _quantize(graph: Graph, value: str) -> None:
     assert producer is not None
     readers = graph.consumers(value)
     willing = [r for r in readers if _wants_q8(graph, r) and r.inputs[0] == value]
-    if len(willing) == len(readers) and value not in graph.outputs and isinstance(producer.op, Norm | GatedActivation):
-        fused = dataclasses.replace(producer, op=dataclasses.replace(producer.op, quantize=True))
-        graph.replace([producer.name], [fused])
+    op = producer.op
+    if len(willing) == len(readers) and value not in graph.outputs and isinstance(op, Rounding) and op.can_round:
+        graph.replace([producer.name], [dataclasses.replace(producer, op=dataclasses.replace(op, quantize=True))])
         return
     name = f"{value}.q8"
     layer, phase = willing[0].layer, willing[0].phase

@@ -11,20 +11,29 @@ from __future__ import annotations
 import dataclasses
 
 from aircompile.graph import Graph, Operator
-from aircompile.operators import GatedActivation, MatMul, Norm, Quantize, RopeStore
+from aircompile.operators import (
+    Activation,
+    Attention,
+    GatedActivation,
+    MatMul,
+    Norm,
+    Quantize,
+    Rope,
+    RopeStore,
+    Rounding,
+    Slice,
+)
 from aircompile.passes.options import PassOptions
 
 
 def widen_activations(graph: Graph, options: PassOptions) -> Graph:
-    """Quantize to two digits what feeds attention and what a gate made ('auto' only)."""
+    """Quantize to two digits what feeds attention and what an activation made ('auto' only)."""
     if options.activations != "auto":
         return graph
     graph = graph.copy()
     for operator in graph.operators():
         op = operator.op
-        if not isinstance(op, Norm | GatedActivation | Quantize) or not _is_quantized(graph, operator):
-            continue
-        if _has_outliers(graph, operator):
+        if isinstance(op, Rounding | Quantize) and _is_quantized(graph, operator) and _has_outliers(graph, operator):
             graph.replace([operator.name], [dataclasses.replace(operator, op=dataclasses.replace(op, digits=2))])
     return graph
 
@@ -36,9 +45,16 @@ def _is_quantized(graph: Graph, operator: Operator) -> bool:
 def _has_outliers(graph: Graph, operator: Operator) -> bool:
     """Whether outliers were seen in values of this kind; a Quantize is judged by what it rounds."""
     source = graph.producer(operator.inputs[0]) if isinstance(operator.op, Quantize) else operator
-    gated = source is not None and isinstance(source.op, GatedActivation)
+    activated = source is not None and isinstance(source.op, Activation | GatedActivation)
     products = [reader for reader in graph.consumers(operator.outputs[0]) if isinstance(reader.op, MatMul)]
-    before_attention = any(
-        isinstance(reader.op, RopeStore) for product in products for reader in graph.consumers(product.outputs[0])
+    return activated or any(_feeds_attention(graph, product) for product in products)
+
+
+def _feeds_attention(graph: Graph, operator: Operator) -> bool:
+    """Whether a result becomes queries, keys or values, as it is or normed and rotated."""
+    return any(
+        isinstance(reader.op, RopeStore | Attention)
+        or (isinstance(reader.op, Slice | Norm | Rope) and _feeds_attention(graph, reader))
+        for value in operator.outputs
+        for reader in graph.consumers(value)
     )
-    return gated or before_attention

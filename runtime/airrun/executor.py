@@ -67,7 +67,7 @@ class Executor:
             "buffer": [self._arena.address + b.offset * n for b in plan.buffers],
             "constant": [self._constants.address + c.offset for c in plan.constants],
             "input": self._inputs.addresses,
-            "kv": [pool.layer_address(layer) for layer in range(plan.kv.n_layers)],
+            "kv": pool.addresses,
             "logits": [self._logits.address],
             "scratch": [self._scratch.address],
         }
@@ -183,11 +183,12 @@ class _Inputs:
         arrays = {name: self._region.array(i.dtype, i.shape, i.offset) for name, i in sizes.inputs.items()}
         self.token_ids, self.cells, self.sequences = arrays["token_ids"], arrays["cells"], arrays["sequences"]
         self.output_rows, self.rope, self.block_table = arrays["output_rows"], arrays["rope"], arrays["block_table"]
-        frequency, axis = plan.constants[rope.inverse_frequency], plan.constants[rope.axis]
+        frequency, axis, magnitude = (plan.constants[i] for i in (rope.inverse_frequency, rope.axis, rope.magnitude))
         self._frequency = constants.array("<f8", frequency.shape, frequency.offset)
         self._axis = constants.array("<i4", axis.shape, axis.offset)
         self._one_axis = rope.n_axes == 1
-        self._magnitude = rope.magnitude
+        self._magnitude = constants.array("<f8", magnitude.shape, magnitude.offset)
+        self._scaled = bool((self._magnitude != 1.0).any())
         # the first entry of each once more, in the form that is cheapest to write to, and the angles of positions ahead
         memory = memoryview(self._region.memory)
 
@@ -197,7 +198,7 @@ class _Inputs:
 
         self._one = [words(name, 1) for name in ("token_ids", "cells", "sequences", "output_rows")]
         self._one_table = words("block_table", plan.kv.max_blocks)
-        self._one_rope = words("rope", rope.dim)
+        self._one_rope = words("rope", 2 * rope.n_pairs)
         self._ahead, self._ahead_from = self._one_rope, -_AHEAD
 
     def write_one(self, blocks: BlockList, cell: int, token: int) -> None:
@@ -229,5 +230,5 @@ class _Inputs:
         angles = place * self._frequency
         np.cos(angles, out=rope[:, 0], casting="same_kind")
         np.sin(angles, out=rope[:, 1], casting="same_kind")
-        if self._magnitude != 1.0:
+        if self._scaled:
             rope *= self._magnitude

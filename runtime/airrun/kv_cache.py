@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,19 +17,17 @@ if TYPE_CHECKING:
 
 
 class BlockPool:
-    """Blocks of `spec.block_cells` tokens; block i of layer l stands at `layer_address(l) + i * block_nbytes`.
+    """Blocks of `spec.block_cells` tokens; block i of cache l stands at `addresses[l] + i * its block_nbytes`.
 
     Memory is virtual until it is written, so a long context costs nothing before it is used.
     """
 
     def __init__(self, spec: KvCache, n_blocks: int) -> None:
         self.spec, self.n_blocks = spec, n_blocks
-        self._layer_nbytes = n_blocks * spec.block_nbytes
         self._region = Region(kv_nbytes(spec, n_blocks))
+        self._starts = [0, *accumulate(n_blocks * layer.block_nbytes for layer in spec.layers)]
+        self.addresses = [self._region.address + start for start in self._starts[:-1]]
         self._free = list(range(n_blocks - 1, -1, -1))
-
-    def layer_address(self, layer: int) -> int:
-        return self._region.address + layer * self._layer_nbytes
 
     def take(self) -> int:
         """A free block."""
@@ -42,9 +41,10 @@ class BlockPool:
         self._free.append(block)
 
     def contents(self, layer: int, block: int) -> Bytes:
-        """The bytes of one block of one layer."""
-        start = layer * self._layer_nbytes + block * self.spec.block_nbytes
-        return self._region.bytes[start : start + self.spec.block_nbytes]
+        """The bytes of one block of one cache."""
+        nbytes = self.spec.layers[layer].block_nbytes
+        start = self._starts[layer] + block * nbytes
+        return self._region.bytes[start : start + nbytes]
 
 
 class BlockList:

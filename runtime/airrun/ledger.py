@@ -139,7 +139,7 @@ def sizes_of(
 
 def kv_nbytes(spec: KvCache, n_blocks: int) -> int:
     """Bytes of a cache of `n_blocks` blocks, over all layers."""
-    return spec.n_layers * n_blocks * spec.block_nbytes
+    return n_blocks * sum(layer.block_nbytes for layer in spec.layers)
 
 
 def processors() -> int:
@@ -162,7 +162,7 @@ def _inputs(plan: Plan, n: int, max_sequences: int) -> dict[str, InputArray]:
         "cells": ("<i4", (n,)),
         "sequences": ("<i4", (n,)),
         "output_rows": ("<i4", (n,)),
-        "rope": ("<f4", (n, 2, plan.rope.dim // 2)),
+        "rope": ("<f4", (n, 2, plan.rope.n_pairs)),
         "block_table": ("<i4", (max_sequences, plan.kv.max_blocks)),
     }
     arrays, at = {}, 0

@@ -55,7 +55,7 @@ def predict(plan: Plan, context: int = CONTEXT) -> Prediction:
     cost, known = plan.cost, plan.cost.ram_bytes_per_s > 0
     if not known:
         cost = _on_this_machine(cost)
-    cells = -(-context // plan.kv.block_cells) * plan.kv.n_layers * plan.kv.block_nbytes
+    cells = -(-context // plan.kv.block_cells) * sum(layer.block_nbytes for layer in plan.kv.layers)
     prefill = cost.prefill_macs_per_s / cost.macs_per_token if cost.macs_per_token else 0.0
     disk = cost.disk_bytes_per_s
     load = sum(file.nbytes for file in plan.files) / disk if disk else None

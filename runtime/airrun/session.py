@@ -131,13 +131,12 @@ class Session:
         spec = self.engine.pool.spec
         meta = {
             "n_blocks": len(self._blocks.blocks),
-            "n_layers": spec.n_layers,
-            "block_nbytes": spec.block_nbytes,
+            "block_nbytes": [layer.block_nbytes for layer in spec.layers],
             "ids": list(self.ids),
         }
         parts = [
             self.engine.pool.contents(layer, block).data
-            for layer in range(spec.n_layers)
+            for layer in range(len(spec.layers))
             for block in self._blocks.blocks
         ]
         return meta, parts
@@ -152,19 +151,20 @@ class Session:
         """
         spec = self.engine.pool.spec
         ids = meta.get("ids")
-        shape = (meta.get("n_layers"), meta.get("block_nbytes"), meta.get("n_blocks"))
         self.reset()
         if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids) or not ids:
             raise UsageError("the saved session has no tokens")
         self._check(ids)
         n_blocks = -(-len(ids) // spec.block_cells)
-        if shape != (spec.n_layers, spec.block_nbytes, n_blocks):
+        sizes = [layer.block_nbytes for layer in spec.layers]
+        if (meta.get("block_nbytes"), meta.get("n_blocks")) != (sizes, n_blocks):
             raise UsageError("the saved session belongs to another model or cache type")
-        if len(payload) != spec.n_layers * n_blocks * spec.block_nbytes:
+        if len(payload) != n_blocks * sum(sizes):
             raise UsageError("the saved session is incomplete")
         self._blocks.reserve(len(ids))
-        data = np.frombuffer(payload, np.uint8).reshape(spec.n_layers, n_blocks, spec.block_nbytes)
-        for layer in range(spec.n_layers):
-            for i, block in enumerate(self._blocks.blocks):
-                self.engine.pool.contents(layer, block)[:] = data[layer, i]
+        data, at = np.frombuffer(payload, np.uint8), 0
+        for layer, nbytes in enumerate(sizes):
+            for block in self._blocks.blocks:
+                self.engine.pool.contents(layer, block)[:] = data[at : at + nbytes]
+                at += nbytes
         self.ids = list(ids)

@@ -11,10 +11,15 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from airkernels.cpu import attention as attention_kernels
-from airkernels.cpu import matmul_float, matmul_int, pack, read_probe, rows
-from airkernels.cpu.attention import AttentionShape, CacheLayout, RopeShape
+from airkernels.cpu import elementwise, matmul_float, matmul_int, norms, pack, read_probe, rows
+from airkernels.cpu import rope as rope_kernels
+from airkernels.cpu.attention import AttentionShape
+from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.elementwise import RowShape
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.matmul_int import MatmulShape, UnpackedPanel
+from airkernels.cpu.norms import NormShape
+from airkernels.cpu.rope import RopeShape
 from airkernels.formats import FORMATS, BlockFormat
 from airschedules.records import MatmulTask
 from airschedules.rules import schedule_matmul
@@ -38,6 +43,11 @@ class KernelSpec:
     @property
     def shape(self) -> tuple[int, ...]:
         raise NotImplementedError
+
+    @property
+    def rate(self) -> str:
+        """Name of the measured rate that prices it."""
+        return self.op
 
     @property
     def symbol(self) -> str:
@@ -148,20 +158,16 @@ class GatherSpec(KernelSpec):
 
 @dataclass(frozen=True)
 class NormSpec(KernelSpec):
-    """Root-mean-square norm."""
+    """A norm of rows or of groups of their columns."""
 
-    n: int
-    in_stride: int
-    out_stride: int
-    eps: float
-    digits: int
+    norm: NormShape
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.n,)
+        return (self.norm.n,)
 
     def build(self, isa: VectorIsa) -> Program:
-        return rows.rms_norm(self.symbol, isa, self.n, self.in_stride, self.out_stride, self.eps, self.digits)
+        return norms.norm(self.symbol, isa, self.norm)
 
 
 @dataclass(frozen=True)
@@ -181,23 +187,60 @@ class QuantizeSpec(KernelSpec):
 
 
 @dataclass(frozen=True)
-class GatedSpec(KernelSpec):
-    """SiLU of the gate times the other half."""
+class ElementwiseSpec(KernelSpec):
+    """Base of what works element by element."""
 
-    n: int
-    gate_stride: int
-    up_stride: int
-    out_stride: int
-    chunk: int
-    digits: int
+    row: RowShape
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.n,)
+        return (self.row.n,)
+
+    @property
+    def rate(self) -> str:
+        return "gated"
+
+
+@dataclass(frozen=True)
+class GatedSpec(ElementwiseSpec):
+    """A function of the gate times the other half; see `functions.gate`."""
+
+    kind: str
+    parameters: tuple[float, ...]
 
     def build(self, isa: VectorIsa) -> Program:
-        strides = (self.gate_stride, self.up_stride, self.out_stride)
-        return rows.gated_silu(self.symbol, isa, self.n, *strides, self.chunk, self.digits)
+        return elementwise.gated(self.symbol, isa, self.row, self.kind, self.parameters)
+
+
+@dataclass(frozen=True)
+class ActivationSpec(ElementwiseSpec):
+    """A function of each element; see `functions.apply`."""
+
+    kind: str
+    parameters: tuple[float, ...]
+
+    def build(self, isa: VectorIsa) -> Program:
+        return elementwise.activation(self.symbol, isa, self.row, self.kind, self.parameters)
+
+
+@dataclass(frozen=True)
+class AddSpec(ElementwiseSpec):
+    """a + scale * b."""
+
+    scale: float
+
+    def build(self, isa: VectorIsa) -> Program:
+        return elementwise.add(self.symbol, isa, self.row, self.scale)
+
+
+@dataclass(frozen=True)
+class MultiplySpec(ElementwiseSpec):
+    """a * b, or a times the only element of b."""
+
+    single: bool
+
+    def build(self, isa: VectorIsa) -> Program:
+        return elementwise.multiply(self.symbol, isa, self.row, self.single)
 
 
 @dataclass(frozen=True)
@@ -217,6 +260,28 @@ class SelectSpec(KernelSpec):
 
 
 @dataclass(frozen=True)
+class RopeSpec(KernelSpec):
+    """Rotation of the heads of a value."""
+
+    rope: RopeShape
+    head_dim: int
+    in_stride: int
+    out_stride: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rope.n_heads * self.head_dim,)
+
+    @property
+    def rate(self) -> str:
+        return "ropestore"
+
+    def build(self, isa: VectorIsa) -> Program:
+        strides = (self.in_stride, self.out_stride)
+        return rope_kernels.rope(self.symbol, isa, self.rope, self.head_dim, *strides)
+
+
+@dataclass(frozen=True)
 class RopeStoreSpec(KernelSpec):
     """Rotation of queries and keys, and the write to the cache."""
 
@@ -229,12 +294,12 @@ class RopeStoreSpec(KernelSpec):
         return (self.rope.n_heads, self.cache.n_kv_heads, self.cache.head_dim)
 
     def build(self, isa: VectorIsa) -> Program:
-        return attention_kernels.rope_store(self.symbol, isa, self.cache, self.rope, *self.strides)
+        return rope_kernels.rope_store(self.symbol, isa, self.cache, self.rope, *self.strides)
 
 
 @dataclass(frozen=True)
 class AttentionSpec(KernelSpec):
-    """Attention over the cache; `group` tokens a task."""
+    """Attention over the cache; `group` tokens a task. The last fields as in ``AttentionShape``."""
 
     cache: CacheLayout
     n_heads: int
@@ -242,21 +307,36 @@ class AttentionSpec(KernelSpec):
     q_stride: int
     out_stride: int
     group: int
+    window: int = 0
+    chunk: int = 0
+    softcap: float = 0.0
+    alibi: float = 0.0
+    sinks: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.n_heads, self.cache.n_kv_heads, self.cache.head_dim)
 
     def _shape(self, isa: VectorIsa) -> AttentionShape:
-        tile = min(self.group, isa.registers // 4)
-        return AttentionShape(self.n_heads, self.scale, self.q_stride, self.out_stride, self.group, tile)
+        return AttentionShape(
+            self.n_heads,
+            self.scale,
+            self.q_stride,
+            self.out_stride,
+            self.group,
+            min(self.group, isa.registers // 4),
+            self.window,
+            self.chunk,
+            self.softcap,
+            self.alibi,
+            self.sinks,
+        )
 
     def build(self, isa: VectorIsa) -> Program:
         return attention_kernels.attention(self.symbol, isa, self.cache, self._shape(isa))
 
     def schedule(self, isa: VectorIsa) -> tuple[str, str]:
-        shape = self._shape(isa)
-        return f"tile {shape.tile} tokens, blocks of {attention_kernels.BLOCK_CELLS} cells", "online softmax by blocks"
+        return f"tile {self._shape(isa).tile} tokens, blocks of {BLOCK_CELLS} cells", "online softmax by blocks"
 
 
 @dataclass(frozen=True)

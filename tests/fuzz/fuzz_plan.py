@@ -197,8 +197,8 @@ def check(loaded: LoadedPlan) -> None:
     constants = loaded.segment(plan.constants_segment)
     for constant in plan.constants:
         assert 0 <= constant.offset <= constant.offset + constant.nbytes <= len(constants)
-    axes = constants[plan.constants[plan.rope.axis].offset :].tobytes()[: 2 * plan.rope.dim]
-    assert all(0 <= axis < plan.rope.n_axes for axis in struct.unpack(f"<{plan.rope.dim // 2}i", axes))
+    axes = constants[plan.constants[plan.rope.axis].offset :].tobytes()[: 4 * plan.rope.n_pairs]
+    assert all(0 <= axis < plan.rope.n_axes for axis in struct.unpack(f"<{plan.rope.n_pairs}i", axes))
     assert all(len(loaded.segment(library.segment)) for library in plan.libraries)
     assert 4 * plan.model.n_embd <= plan.buffers[plan.model.hidden].nbytes
     sizes = [len(program.steps) for program in plan.programs]
@@ -211,9 +211,9 @@ def check(loaded: LoadedPlan) -> None:
 def check_program(plan: Plan, n: int, program: Any) -> None:
     """Follow every operand of a batch of `n` tokens and one output, in memory allocated as the plan says."""
     arena = plan.arena_nbytes * n
-    per_token = {"token_ids": 4, "cells": 4, "sequences": 4, "output_rows": 4, "rope": 4 * plan.rope.dim}
+    per_token = {"token_ids": 4, "cells": 4, "sequences": 4, "output_rows": 4, "rope": 8 * plan.rope.n_pairs}
     assert 0 < arena < 1 << 63
-    assert plan.kv.block_nbytes * plan.kv.max_blocks * plan.kv.n_layers < 1 << 63
+    assert sum(layer.block_nbytes for layer in plan.kv.layers) * plan.kv.max_blocks < 1 << 63
     assert plan.kv.max_blocks * plan.kv.block_cells >= plan.choice.ctx_size
     for step in program.steps:
         assert (step.kind, step.device) == ("call", "cpu")
@@ -241,8 +241,7 @@ def check_program(plan: Plan, n: int, program: Any) -> None:
                     assert 0 <= begin <= begin + operand.offset < end <= arena
                     assert begin % 64 == 0
                 case "kv":
-                    assert i < plan.kv.n_layers
-                    assert operand.offset < plan.kv.block_nbytes
+                    assert operand.offset < plan.kv.layers[i].block_nbytes
                 case "logits":
                     assert (i, step.rows) == (0, "outputs")
                     assert operand.offset < 4 * plan.model.logits_stride

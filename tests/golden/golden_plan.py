@@ -12,7 +12,7 @@ from pathlib import Path
 from aircompile.pipeline import BuildOptions, build
 from airrun.profile import Cpu, Profile
 
-PLAN = Path(__file__).with_name("llama.v1.plan.bin")
+PLAN = Path(__file__).with_name("llama.v2.plan.bin")
 MODEL = Path("models", "llama", "model.gguf")
 """Below the folder of golden data."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
+from reference_functions import activation, alibi_slopes, gate
 
 from aircompile.graph import Graph, Operator
 from aircompile.operators import (
@@ -26,7 +27,9 @@ from aircompile.operators import (
     Quantize,
     Rope,
     RopeStore,
+    Scale,
     SelectRows,
+    Slice,
 )
 
 Array = npt.NDArray[np.float64]
@@ -67,11 +70,9 @@ class Interpreter:
     def _compute(self, operator: Operator, inputs: list[Array]) -> Array:
         match operator.op:
             case Gather() as op:
-                return self.weights[op.table][self.tokens]
+                return self.weights[op.table][self.tokens if op.by == "token_ids" else np.arange(len(self.tokens))]
             case Norm() as op:
-                x = inputs[0]
-                x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + op.eps) * self.weights[op.weight]
-                return x if op.bias is None else x + self.weights[op.bias]
+                return self._norm(inputs[0], op)
             case MatMul() as op:
                 parts = [inputs[0] @ self.weights[name].T for name in op.weights]
                 for i, bias in enumerate(op.biases):
@@ -79,59 +80,88 @@ class Interpreter:
                         parts[i] = parts[i] + self.weights[bias]
                 product = np.concatenate(parts, axis=1)
                 return product + inputs[1] if op.accumulate else product
+            case Slice() as op:
+                return inputs[0][:, op.first : op.first + op.width]
             case Rope() as op:
                 factors = 1.0 if op.factors is None else self.weights[op.factors]
-                return self._rotate(inputs[0], op.n_heads, op.head_dim, op.dim, op.mode, factors)
+                return self._rotate(inputs[0], op.n_heads, op, factors)
             case RopeStore() as op:
-                q, k, v = self._parts(operator, inputs)
-                k = self._rotate(k, op.n_kv_heads, op.head_dim, op.dim, op.mode, 1.0)
-                assert operator.layer not in self.cache
-                self.cache[operator.layer] = (k, v)
-                return self._rotate(q, op.n_heads, op.head_dim, op.dim, op.mode, 1.0)
+                q, k, v = inputs
+                assert op.slot not in self.cache
+                self.cache[op.slot] = (self._rotate(k, op.n_kv_heads, op, 1.0), v)
+                return self._rotate(q, op.n_heads, op, 1.0)
             case Attention() as op:
-                k, v = inputs[1:] if len(inputs) == 3 else self.cache[operator.layer]
-                return _attention(inputs[0], k, v, op)
-            case Activation(kind="silu"):
-                return inputs[0] / (1 + np.exp(-inputs[0]))
-            case GatedActivation(kind="silu"):
-                gate, up = self._parts(operator, inputs)
-                return gate / (1 + np.exp(-gate)) * up
+                k, v = inputs[1:] if op.slot < 0 else self.cache[op.slot]
+                sinks = None if op.sinks is None else self.weights[op.sinks]
+                return _attention(inputs[0], k, v, op, sinks)
+            case Activation() as op:
+                return activation(op.kind, op.parameters, inputs[0])
+            case GatedActivation() as op:
+                return gate(op.kind, op.parameters, *inputs)
             case Multiply():
                 return inputs[0] * inputs[1]
-            case Add():
-                return inputs[0] + inputs[1]
+            case Add() as op:
+                return inputs[0] + op.scale * inputs[1]
+            case Scale() as op:
+                return inputs[0] * self.weights[op.weight]
             case SelectRows():
                 return inputs[0][self.output_rows]
             case Quantize():
                 return inputs[0]
         raise NotImplementedError(operator.op)
 
-    def _parts(self, operator: Operator, inputs: list[Array]) -> list[Array]:
-        assert isinstance(operator.op, RopeStore | GatedActivation)
-        columns = operator.op.columns([self.graph.values[name] for name in operator.inputs])
-        return [inputs[c.input][:, c.first : c.first + c.width] for c in columns.values()]
+    def _norm(self, x: Array, op: Norm) -> Array:
+        groups = x.reshape(len(x), op.groups, -1)
+        if op.kind == "layer":
+            groups = groups - groups.mean(axis=2, keepdims=True)
+        groups = groups / np.sqrt(np.mean(groups * groups, axis=2, keepdims=True) + op.eps)
 
-    def _rotate(self, x: Array, n_heads: int, head_dim: int, dim: int, mode: str, factors: Array | float) -> Array:
-        rope = self.graph.hyper.rope
+        def spread(name: str) -> Array:
+            """A vector for every group, whether it is the same for all or has an entry per column of the row."""
+            vector = self.weights[name]
+            return vector.reshape(op.groups, -1) if vector.size == x.shape[1] else vector[None]
+
+        groups = groups if op.weight is None else groups * spread(op.weight)
+        groups = groups if op.bias is None else groups + spread(op.bias)
+        return groups.reshape(x.shape)
+
+    def _rotate(self, x: Array, n_heads: int, op: Rope | RopeStore, factors: Array | float) -> Array:
+        if not op.dim:
+            return x
+        rope = self.graph.hyper.ropes[op.table]
         angle = np.arange(len(x))[:, None] * (rope.inverse_frequency / factors)
         turn = (np.exp(1j * angle) * rope.magnitude)[:, None, :]
-        heads = x.reshape(len(x), n_heads, head_dim).copy()
+        heads = x.reshape(len(x), n_heads, op.head_dim).copy()
+        half = op.dim // 2
         first, second = (
-            (slice(0, dim, 2), slice(1, dim, 2)) if mode == "normal" else (slice(dim // 2), slice(dim // 2, dim))
+            (slice(0, op.dim, 2), slice(1, op.dim, 2)) if op.mode == "normal" else (slice(half), slice(half, op.dim))
         )
         pairs = (heads[..., first] + 1j * heads[..., second]) * turn
         heads[..., first], heads[..., second] = pairs.real, pairs.imag
         return heads.reshape(x.shape)
 
 
-def _attention(q: Array, k: Array, v: Array, op: Attention) -> Array:
+def _attention(q: Array, k: Array, v: Array, op: Attention, sinks: Array | None) -> Array:
     n = len(q)
-    future = np.triu(np.ones((n, n), bool), 1)
-    out = np.empty((n, op.n_heads, op.head_dim))
-    keys, values = (x.reshape(n, op.n_kv_heads, op.head_dim) for x in (k, v))
-    for head, query in enumerate(q.reshape(n, op.n_heads, op.head_dim).transpose(1, 0, 2)):
+    query, key = np.arange(n)[:, None], np.arange(n)[None]
+    hidden = key > query
+    if op.window:
+        hidden |= query - key >= op.window
+    if op.chunk:
+        hidden |= key // op.chunk != query // op.chunk
+    out = np.empty((n, op.n_heads, op.v_dim))
+    keys, values = k.reshape(n, op.n_kv_heads, op.head_dim), v.reshape(n, op.n_kv_heads, op.v_dim)
+    for head, queries in enumerate(q.reshape(n, op.n_heads, op.head_dim).transpose(1, 0, 2)):
         group = head // (op.n_heads // op.n_kv_heads)
-        scores = np.where(future, -np.inf, op.scale * query @ keys[:, group].T)
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        out[:, head] = scores / scores.sum(axis=1, keepdims=True) @ values[:, group]
+        scores = op.scale * queries @ keys[:, group].T
+        if op.softcap:
+            scores = op.softcap * np.tanh(scores / op.softcap)
+        if op.alibi:
+            scores = scores - alibi_slopes(op.n_heads, op.alibi)[head] * (query - key)
+        scores = np.where(hidden, -np.inf, scores)
+        if sinks is not None:
+            scores = np.concatenate([scores, np.full((n, 1), sinks[head])], axis=1)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        out[:, head] = weights[:, :n] @ values[:, group]
     return out.reshape(n, -1)

@@ -16,6 +16,7 @@ from airrun.plan.schema import (
     Cost,
     Kernel,
     KvCache,
+    KvLayer,
     Library,
     Model,
     Operand,
@@ -125,7 +126,8 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         return Program(name, tokens, tuple(steps))
 
     frequencies = (10000.0 ** (-np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))).astype("<f8")
-    constants_bytes = frequencies.tobytes() + np.zeros(HEAD_DIM // 2, "<i4").tobytes()
+    tables = (frequencies, np.zeros(HEAD_DIM // 2, "<i4"), np.ones(HEAD_DIM // 2, "<f8"))
+    constants_bytes = b"".join(table.tobytes() for table in tables)
     blocks = 2 * N_KV_HEADS * HEAD_DIM * 32 * 2
     segments = [bytes(range(256)) * 10, constants_bytes, b"\x7fELF" + bytes(library_nbytes - 4)]
     plan = Plan(
@@ -139,11 +141,12 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         constants=(
             Constant("inverse_frequency", "float64", (HEAD_DIM // 2,), 0, 8 * HEAD_DIM // 2),
             Constant("axis", "int32", (HEAD_DIM // 2,), 8 * HEAD_DIM // 2, 4 * HEAD_DIM // 2),
+            Constant("magnitude", "float64", (HEAD_DIM // 2,), 12 * HEAD_DIM // 2, 8 * HEAD_DIM // 2),
         ),
         buffers=tuple(buffers),
         arena_nbytes=arena,
-        kv=KvCache(n_layers, N_KV_HEADS, HEAD_DIM, 32, N_CTX // 32, "float16", blocks),
-        rope=Rope(HEAD_DIM, 0, 1, 1, 1.0),
+        kv=KvCache(32, N_CTX // 32, "float16", (KvLayer(N_KV_HEADS, HEAD_DIM, HEAD_DIM, blocks),) * n_layers),
+        rope=Rope(HEAD_DIM // 2, 0, 1, 2, 1),
         kernels=kernels,
         programs=(program("decode", 1), program("batch", 8), program("prefill", 512)),
         libraries=(Library("x86-64-v3", "x86_64", ("avx2", "fma"), 2, 4096),),

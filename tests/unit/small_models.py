@@ -88,8 +88,8 @@ def llama_model(
 
 def empty_graph(*weights: TensorInfo, outputs: tuple[str, ...] = ("out",)) -> Graph:
     """A graph without operators, whose model has heads of 8 elements."""
-    rope = RopeInfo(8, 10000.0 ** (-np.arange(0, 8, 2) / 8), np.zeros(4, np.int32), 1, 1.0, "normal")
-    hyper = ModelInfo("tiny", "none", 10, 32, 1, 64, 0, rope, 4, 2, 8)
+    rope = RopeInfo(8, 10000.0 ** (-np.arange(0, 8, 2) / 8), np.zeros(4, np.int32), 1, 1.0)
+    hyper = ModelInfo("tiny", "none", 10, 32, 1, 64, 0, ropes=(rope,))
     return Graph(hyper, {weight.name: weight for weight in weights}, outputs)
 
 

@@ -80,7 +80,7 @@ def test_scaled_positions_equal_llama_cpp(zoo: Path, kind: str) -> None:
 def yarn(**keys: float) -> RopeInfo:
     scaling = {"type": "yarn", "factor": 4.0, **keys}
     metadata = llama_metadata(**{f"rope.scaling.{key}": value for key, value in scaling.items()})
-    return build_graph(llama_model(metadata)).hyper.rope
+    return build_graph(llama_model(metadata)).hyper.ropes[0]
 
 
 def test_yarn_magnitude() -> None:
@@ -120,7 +120,7 @@ def test_program_of_one_layer() -> None:
         "layers.0.q -> layers.0.rope_q float32[tokens, 64]",
         "layer 0  layers.0.rope_k  Rope(n_heads=2, head_dim=16, dim=16, mode=normal, factors=rope_freqs.weight:F32)  "
         "layers.0.k -> layers.0.rope_k float32[tokens, 32]",
-        "layer 0  layers.0.attention  Attention(n_heads=4, n_kv_heads=2, head_dim=16, scale=0.25)  "
+        "layer 0  layers.0.attention  Attention(n_heads=4, n_kv_heads=2, head_dim=16, v_dim=16, scale=0.25)  "
         "layers.0.rope_q, layers.0.rope_k, layers.0.v -> layers.0.attention float32[tokens, 64]",
         "layer 0  layers.0.attn_output  MatMul(weights=blk.0.attn_output.weight:Q8_0)  "
         "layers.0.attention -> layers.0.attn_output float32[tokens, 64]",
@@ -151,13 +151,13 @@ def test_model_information() -> None:
     info = build_graph(llama_model(llama_metadata(block_count=2), tensors)).hyper
     assert (info.name, info.architecture, info.n_vocab, info.n_embd) == ("Small", "llama", 40, 64)
     assert (info.n_layers, info.n_ctx_train) == (2, 128)
-    assert (info.n_heads, info.n_kv_heads, info.head_dim) == (4, 2, 16)
     n_layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + 2 * 64
     assert info.n_params == 2 * 40 * 64 + 64 + 2 * n_layer
-    assert (info.rope.dim, info.rope.n_axes, info.rope.magnitude, info.rope.mode) == (16, 1, 1.0, "normal")
-    np.testing.assert_allclose(info.rope.inverse_frequency, [10000.0 ** (-i / 8) for i in range(8)], rtol=1e-14)
-    assert info.rope.axis.dtype == np.int32
-    assert info.rope.axis.tolist() == [0] * 8
+    (rope,) = info.ropes
+    assert (rope.dim, rope.n_axes, rope.magnitude) == (16, 1, 1.0)
+    np.testing.assert_allclose(rope.inverse_frequency, [10000.0 ** (-i / 8) for i in range(8)], rtol=1e-14)
+    assert rope.axis.dtype == np.int32
+    assert rope.axis.tolist() == [0] * 8
 
 
 def test_tied_embeddings() -> None:
@@ -183,7 +183,7 @@ def test_head_groups(n_kv_heads: int | None) -> None:
     tensors = llama_tensors()
     tensors |= {name: tensor(name, (rows, 64), "Q8_0") for name in ("blk.0.attn_k.weight", "blk.0.attn_v.weight")}
     model = llama_model(llama_metadata(attention__head_count_kv=n_kv_heads), tensors)
-    assert attention_of(model) == Attention(4, n_kv_heads or 4, 16, 0.25)
+    assert attention_of(model) == Attention(4, n_kv_heads or 4, 16, 16, 0.25)
 
 
 def test_heads_wider_than_the_model_over_their_number() -> None:
@@ -191,7 +191,7 @@ def test_heads_wider_than_the_model_over_their_number() -> None:
     changed = {f"blk.0.{part}.weight": shape for part, shape in shapes.items()}
     tensors = llama_tensors() | {name: tensor(name, shape, "Q8_0") for name, shape in changed.items()}
     metadata = llama_metadata(attention__key_length=32, attention__value_length=32, rope__dimension_count=32)
-    assert attention_of(llama_model(metadata, tensors)) == Attention(4, 2, 32, 1 / math.sqrt(32))
+    assert attention_of(llama_model(metadata, tensors)) == Attention(4, 2, 32, 32, 1 / math.sqrt(32))
 
 
 @pytest.mark.parametrize(("key", "scale"), [(0.125, 0.125), (0.0, 0.25)])
@@ -206,7 +206,8 @@ def test_equal_numbers_of_each_layer() -> None:
         attention__head_count_kv=np.array([2, 2], np.int32),
         feed_forward_length=np.array([96, 96], np.uint32),
     )
-    assert build_graph(llama_model(metadata, llama_tensors(n_layers=2))).hyper.n_kv_heads == 2
+    graph = build_graph(llama_model(metadata, llama_tensors(n_layers=2)))
+    assert {op.op.n_kv_heads for op in graph.operators() if isinstance(op.op, Attention)} == {2}
 
 
 def test_old_keys_and_neutral_values_are_accepted() -> None:
@@ -221,7 +222,7 @@ def test_old_keys_and_neutral_values_are_accepted() -> None:
     )
     tensors = llama_tensors() | {"blk.0.attn_rot_embd": tensor("blk.0.attn_rot_embd", (8,))}
     graph = build_graph(llama_model(metadata, tensors))
-    assert graph.hyper.rope.inverse_frequency[0] == 0.5
+    assert graph.hyper.ropes[0].inverse_frequency[0] == 0.5
     assert "blk.0.attn_rot_embd" not in graph.weights
 
 
@@ -307,7 +308,7 @@ def test_other_architectures(general: dict[str, object], error: type[Exception],
         ("attention.layer_norm_rms_epsilon", float("nan"), "is nan, not within"),
         ("attention.layer_norm_rms_epsilon", "1e-5", "is not a number"),
         ("attention.scale", -1.0, "is -1, not within"),
-        ("rope.dimension_count", 8, "is 8, but heads have 16 elements"),
+        ("rope.dimension_count", 18, "is 18, but heads have 16 elements"),
         ("rope.dimension_count", 0, "is 0, not within"),
         ("rope.freq_base", 0.0, "is 0, not within"),
         ("rope.freq_base", float("inf"), "is inf, not within"),
@@ -329,7 +330,6 @@ def test_absurd_hyperparameters(key: str, value: object, reason: str) -> None:
     ("key", "value", "reason"),
     [
         ("expert_count", 8, "is 8: mixtures of experts are not supported"),
-        ("attention.value_length", 32, "is 32, but attention.key_length is 16"),
         ("attention.head_count_kv", np.array([2, 4]), "differs between layers (2 to 4)"),
         ("rope.scaling.type", "longrope", "is 'longrope'; supported: none, linear, yarn"),
         ("rope.scaling.alpha", 1000.0, "is 1000.0: not supported"),

@@ -12,7 +12,7 @@ from small_models import llama_model, llama_tensors
 
 from aircompile.architectures import build_graph
 from aircompile.cost import Machine, decode_seconds, elements, estimate, prefill_seconds, stages
-from aircompile.lowering import Call, Lowering, Phase, cache_layout, lower
+from aircompile.lowering import Call, Lowering, Phase, lower, plan_caches
 from aircompile.passes import PASSES
 from aircompile.passes.options import PassOptions
 from airkernels.cpu.isa import ISAS
@@ -44,7 +44,7 @@ def lowered(form: str = "Q8_0", activations: Any = "auto", n_layers: int = 2) ->
     graph = build_graph(llama_model(None if n_layers == 1 else _layers(n_layers), tensors(form, n_layers)))
     for _name, rewrite in PASSES:
         graph = rewrite(graph, PassOptions(activations))
-    return lower(graph, cache_layout(graph, "f16", 128))
+    return lower(graph, plan_caches(graph, "f16", 128))
 
 
 def _layers(n: int) -> dict[str, object]:

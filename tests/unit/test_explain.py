@@ -151,7 +151,7 @@ def cost(**changes: Any) -> Any:
 def test_the_prediction_by_hand() -> None:
     # 100 kB at 10 GB/s, 10 us beyond, and two layers of four blocks (of 32 cells) of the cache
     plan = cost()
-    cache = 2 * 4 * plan.kv.block_nbytes / 1e10
+    cache = 4 * sum(layer.block_nbytes for layer in plan.kv.layers) / 1e10
     found = predict(plan, 128)
     assert found.decode_tokens_per_second == pytest.approx(1 / (1e-5 + 1e-5 + cache))
     assert found.decode_seconds == pytest.approx({"weights": 1e-5, "cache": cache, "other": 1e-5})
@@ -181,7 +181,7 @@ def test_sizes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(plan, segments=tuple(replace(s, nbytes=96) for s in plan.segments))
     sizes = sizes_of(plan, ctx_size=33, parallel=3, library=plan.libraries[0])
     # 33 tokens are two blocks of 32
-    assert sizes.kv_blocks == 6 and sizes.kv == 2 * 6 * plan.kv.block_nbytes
+    assert sizes.kv_blocks == 6 and sizes.kv == 6 * sum(layer.block_nbytes for layer in plan.kv.layers)
     assert sizes.scratch == 2 * 4096 and sizes.arena == 512 * plan.arena_nbytes
     panels = [w.nbytes for w in plan.weights if w.layout == "panels"]
     assert sizes.panels == sum(-(-n // 4096) * 4096 for n in panels)

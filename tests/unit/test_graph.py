@@ -21,7 +21,9 @@ from aircompile.operators import (
     Quantize,
     Rope,
     RopeStore,
+    Scale,
     SelectRows,
+    Slice,
 )
 
 TABLE = tensor("table", (10, 32), "F16")
@@ -200,8 +202,8 @@ def test_check_finds_a_residual_that_is_read_after_it_was_overwritten() -> None:
         graph.check()
 
 
-HEADS = Attention(4, 2, 8, 0.3)
-STORE = RopeStore(4, 2, 8, 8, "normal")
+HEADS = Attention(4, 2, 8, 8, 0.3)
+STORE = RopeStore(4, 2, 8, 8, 8, "normal")
 
 
 @pytest.mark.parametrize(
@@ -228,17 +230,24 @@ STORE = RopeStore(4, 2, 8, 8, "normal")
         (Rope(4, 8, 6, "normal"), ["wide"], "wide is [tokens, 64], not [tokens, 32]"),
         (Rope(4, 8, 7, "normal"), ["x"], "7 rotating elements in heads of 8"),
         (Rope(4, 8, 10, "normal"), ["x"], "10 rotating elements in heads of 8"),
-        (Rope(4, 8, 8, "normal", "gain"), ["x"], "gain of shape (32,) is no vector of 4"),
+        (Rope(4, 8, 8, "normal", factors="gain"), ["x"], "gain of shape (32,) is no vector of 4"),
         (Rope(4, 8, 8, "normal"), ["few"], "few is [outputs, 32], not [tokens, 32]"),
         (HEADS, ["x", "wide"], "2 inputs instead of 3"),
         (HEADS, ["x", "x", "x"], "x is [tokens, 32], not [tokens, 16]"),
-        (Attention(4, 3, 8, 0.3), ["x"], "4 heads do not divide over 3"),
-        (STORE, ["x"], "x is [tokens, 32], not [tokens, 64]"),
-        (STORE, ["x", "x"], "2 inputs instead of 1"),
-        (dataclasses.replace(STORE, parts=(("q",), ("v", "k"))), ["x", "x"], "are not ('q', 'k', 'v') in order"),
-        (dataclasses.replace(STORE, dim=3), ["wide"], "3 rotating elements in heads of 8"),
-        (GatedActivation("silu", parts=(("gate",), ("up",))), ["x", "few"], "few is [outputs, 32], not [tokens, 32]"),
-        (GatedActivation("silu", parts=(("gate",), ("up",))), ["x", "wide"], "x is [tokens, 32], not [tokens, 48]"),
+        (Attention(4, 3, 8, 8, 0.3), ["x", "x", "x"], "4 heads do not divide over 3"),
+        (dataclasses.replace(HEADS, slot=0), ["x", "x", "x"], "3 inputs instead of 1"),
+        (dataclasses.replace(HEADS, sinks="gain"), ["x", "half", "half"], "gain of shape (32,) is no vector of 4"),
+        (dataclasses.replace(HEADS, v_dim=4), ["x", "half", "half"], "half is [tokens, 16], not [tokens, 8]"),
+        (STORE, ["x"], "1 inputs instead of 3"),
+        (STORE, ["x", "x", "half"], "x is [tokens, 32], not [tokens, 16]"),
+        (dataclasses.replace(STORE, dim=3), ["x", "half", "half"], "3 rotating elements in heads of 8"),
+        (GatedActivation("silu"), ["x", "few"], "few is [outputs, 32], not [tokens, 32]"),
+        (GatedActivation("silu"), ["x", "wide"], "wide is [tokens, 64], not [tokens, 32]"),
+        (Norm("gain", 1e-5, groups=3), ["x"], "32 columns (x) are not 3 equal groups"),
+        (Norm("gain", 1e-5, groups=2, quantize=True), ["x"], "groups of a row are not quantized"),
+        (Scale("gain"), ["wide"], "gain of shape (32,) is no vector of 64"),
+        (Slice(24, 16), ["x"], "columns 24 to 40 of x, which has 32"),
+        (Slice(0, 16), ["q8"], "q8 is q8, not float32"),
     ],
 )
 def test_misfits_are_refused(op: Op, inputs: list[str], reason: str) -> None:
@@ -246,6 +255,7 @@ def test_misfits_are_refused(op: Op, inputs: list[str], reason: str) -> None:
     graph.add(Gather("table"), (), ("x",))
     graph.add(MatMul(("tall",), (None,)), ("x",), ("wide",))
     graph.add(SelectRows(), ("x",), ("few",))
+    graph.add(Slice(0, 16), ("x",), ("half",))
     graph.add(Quantize(), ("x",), ("q8",))
     with pytest.raises(GraphError) as caught:
         graph.add(op, inputs, ("y",))
@@ -258,14 +268,3 @@ def test_members_keep_their_names_and_columns() -> None:
     op = MatMul(("square", "tall"), (None, None))
     weights = {"square": SQUARE, "tall": tensor("tall", (64, 32), "Q8_0")}
     assert op.members(weights) == (("square", 0, 32), ("tall", 32, 96))
-
-
-def test_parts_lie_where_their_inputs_put_them() -> None:
-    together = Value("qkv", 64, "tokens", "float32")
-    assert STORE.columns([together]) == {"q": (0, 0, 32), "k": (0, 32, 16), "v": (0, 48, 16)}
-    apart = dataclasses.replace(STORE, parts=(("q",), ("k",), ("v",))).merged(0, 2)
-    assert apart.parts == (("q", "k"), ("v",))
-    inputs = [Value("qk", 48, "tokens", "float32"), Value("v", 16, "tokens", "float32")]
-    assert apart.columns(inputs) == {"q": (0, 0, 32), "k": (0, 32, 16), "v": (1, 0, 16)}
-    gated = GatedActivation("silu")
-    assert gated.columns([together]) == {"gate": (0, 0, 32), "up": (0, 32, 32)}

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
 
-from airkernels.cpu.attention import BLOCK_CELLS, AttentionShape, CacheLayout, RopeShape, attention, rope_store
+from airkernels.cpu.attention import AttentionShape, attention
+from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.rope import RopeShape, rope_store
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
 
@@ -29,7 +31,7 @@ class Heads:
 
     @property
     def cache(self) -> CacheLayout:
-        return CacheLayout(self.n_kv_heads, self.head_dim, self.dtype, MAX_BLOCKS)
+        return CacheLayout(self.n_kv_heads, self.head_dim, self.head_dim, self.dtype, MAX_BLOCKS)
 
     @property
     def q_width(self) -> int:
@@ -140,7 +142,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     level, name = request.param
     h, isa = MODELS[name], vector_isa(level)
     s = h.stride
-    programs = {"store": rope_store("store", isa, h.cache, RopeShape(h.n_heads, h.dim, h.mode), s, s, s)}
+    programs = {"store": rope_store("store", isa, h.cache, RopeShape(h.n_heads, h.dim, h.mode, h.dim // 2), s, s, s)}
     for symbol, (group, tile) in SHAPES.items():
         shape = AttentionShape(h.n_heads, h.head_dim**-0.5, s, h.q_width + 3, group, tile)
         programs[symbol] = attention(symbol, isa, h.cache, shape)

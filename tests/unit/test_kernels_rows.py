@@ -22,7 +22,9 @@ from kernel_harness import (
 )
 
 from airkernels.cpu.activations import QuantizedRow, quantize_rows
-from airkernels.cpu.rows import gated_silu, gather_rows, rms_norm, select_rows
+from airkernels.cpu.elementwise import RowShape, gated
+from airkernels.cpu.norms import NormShape, norm
+from airkernels.cpu.rows import gather_rows, select_rows
 from airkernels.cpu.rows import quantize_rows as quantize_kernel
 from airkernels.formats import FORMATS
 
@@ -49,15 +51,15 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     programs: dict[str, Any] = {}
     for n in WIDTHS:
         s = in_stride(n)
-        programs[f"norm{n}"] = rms_norm(f"norm{n}", isa, n, s, n + 1, NORM_EPS, 0)
-        programs[f"silu{n}"] = gated_silu(f"silu{n}", isa, n, s, n + 7, n + 1, CHUNK, 0)
+        programs[f"norm{n}"] = norm(f"norm{n}", isa, NormShape("rms", n, 1, n, 0, NORM_EPS, s, n + 1, 0))
+        programs[f"silu{n}"] = gated(f"silu{n}", isa, RowShape(n, (s, n + 7), n + 1, CHUNK), "silu", ())
         programs[f"select{n}"] = select_rows(f"select{n}", isa, n, s, n + 1)
     for n in QUANTIZED:
         s = in_stride(n)
         for d in DIGITS:
             programs[f"quantize{d}_{n}"] = quantize_kernel(f"quantize{d}_{n}", isa, n, s, d)
-            programs[f"norm{d}_{n}"] = rms_norm(f"norm{d}_{n}", isa, n, s, 0, NORM_EPS, d)
-            programs[f"silu{d}_{n}"] = gated_silu(f"silu{d}_{n}", isa, n, s, n + 7, 0, CHUNK, d)
+            programs[f"norm{d}_{n}"] = norm(f"norm{d}_{n}", isa, NormShape("rms", n, 1, n, 0, NORM_EPS, s, 0, d))
+            programs[f"silu{d}_{n}"] = gated(f"silu{d}_{n}", isa, RowShape(n, (s, n + 7), 0, CHUNK, d), "silu", ())
     for name, n in GATHERED.items():
         programs[f"gather_{name}"] = gather_rows(f"gather_{name}", isa, FORMATS[name], n, n + 1)
     for name in ("F16", "BF16"):

@@ -9,8 +9,8 @@ from small_models import empty_graph, llama_metadata, llama_model, llama_tensors
 
 from aircompile.architectures import build_graph
 from aircompile.graph import Graph
-from aircompile.lowering import PHASES, Call, Lowering, Pointer, cache_layout, lower, specs_of, stride
-from aircompile.operators import Activation, Gather
+from aircompile.lowering import PHASES, Call, Lowering, Pointer, lower, plan_caches, specs_of, stride
+from aircompile.operators import Attention, Gather
 from aircompile.passes import run_passes
 from aircompile.passes.options import Activations, PassOptions
 from airkernels.cpu.activations import QuantizedRow
@@ -37,7 +37,7 @@ def small(activations: Activations = "auto", **options: object) -> Graph:
 
 
 def lowered(graph: Graph, phase: str = "prefill") -> Lowering:
-    found = lower(graph, cache_layout(graph, "f16", 128))
+    found = lower(graph, plan_caches(graph, "f16", 128))
     assert [p.name for p, _ in found] == [p.name for p in PHASES]
     return next(low for p, low in found if p.name == phase)
 
@@ -97,7 +97,7 @@ def test_decoding_takes_one_token_a_task_in_attention() -> None:
     assert [PHASES[0].name, PHASES[0].max_tokens, PHASES[-1].name] == ["decode", 1, "prefill"]
     for phase, tokens in (("decode", 1), ("prefill", 8)):
         (call,) = (call for call in lowered(graph, phase).calls if isinstance(call.spec, AttentionSpec))
-        assert (call.tasks, call.tokens_per_task, call.spec.group) == (graph.hyper.n_heads, tokens, tokens)
+        assert (call.tasks, call.tokens_per_task, call.spec.group) == (4, tokens, tokens)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,15 @@ def check_pointers(low: Lowering) -> None:
             panel_nbytes = PanelLayout(FORMATS[spec.weights], n).nbytes
             assert p[0].offset % panel_nbytes == 0 and p[0].offset // panel_nbytes + call.tasks <= panels
         elif isinstance(spec, NormSpec):
-            fits(p[0], spec.n, spec.in_stride)
-            holds_quantized(p[2], spec.n, spec.digits) if spec.digits else fits(p[2], spec.n, spec.out_stride)
+            n, norm = spec.norm.n, spec.norm
+            fits(p[0], n, norm.in_stride)
+            holds_quantized(p[2], n, norm.digits) if norm.digits else fits(p[2], n, norm.out_stride)
         elif isinstance(spec, GatedSpec):
-            fits(p[0], spec.n, spec.gate_stride)
-            fits(p[1], spec.n, spec.up_stride)
-            holds_quantized(p[2], spec.n, spec.digits) if spec.digits else fits(p[2], spec.n, spec.out_stride)
-            assert call.tasks == -(-spec.n // spec.chunk)
+            row = spec.row
+            for pointer, of_stride in zip(p[:2], row.strides, strict=True):
+                fits(pointer, row.n, of_stride)
+            holds_quantized(p[2], row.n, row.digits) if row.digits else fits(p[2], row.n, row.out_stride)
+            assert call.tasks == -(-row.n // row.chunk)
         elif isinstance(spec, QuantizeSpec):
             fits(p[0], spec.n, spec.in_stride)
             holds_quantized(p[2], spec.n, spec.digits)
@@ -212,13 +214,13 @@ def test_every_kernel_is_listed_once_and_equal_ones_are_shared() -> None:
     graph = run_passes(
         build_graph(llama_model(llama_metadata(block_count=3), llama_tensors(n_layers=3))), PassOptions()
     )
-    found = lower(graph, cache_layout(graph, "f16", 128))
+    found = lower(graph, plan_caches(graph, "f16", 128))
     specs = specs_of(found)
     assert len(set(specs)) == len(specs) and len({spec.symbol for spec in specs}) == len(specs)
     for _, low in found:
         assert {call.spec for call in low.calls} <= set(specs)
         assert {weight.pack for weight in low.weights.values()} <= set(specs)
-    one_layer = set(specs_of(lower(small(), cache_layout(small(), "f16", 128))))
+    one_layer = set(specs_of(lower(small(), plan_caches(small(), "f16", 128))))
     assert set(specs) == one_layer
 
 
@@ -226,16 +228,17 @@ def test_symbols_tell_apart_whatever_differs() -> None:
     low = lowered(small())
     spec = next(call.spec for call in low.calls if isinstance(call.spec, NormSpec))
     assert spec.symbol == replace(spec).symbol
-    assert spec.symbol != replace(spec, eps=1e-6).symbol != replace(spec, eps=1e-5).symbol
+    other = replace(spec, norm=replace(spec.norm, eps=1e-6))
+    assert spec.symbol != other.symbol != replace(spec, norm=replace(spec.norm, eps=1e-5)).symbol
     assert all(call.spec.symbol.isidentifier() for call in low.calls)
 
 
 def test_what_no_kernel_computes_is_refused() -> None:
     graph = empty_graph(tensor("table", (10, 32), "F16"))
     graph.add(Gather("table"), (), ("x",), phase="embed")
-    graph.add(Activation("silu"), ("x",), ("out",), name="alone", layer=0)
+    graph.add(Attention(1, 1, 32, 32, 1.0), ("x", "x", "x"), ("out",), name="alone", layer=0)
     with pytest.raises(UnsupportedError, match="alone"):
-        Lowering(graph, cache_layout(graph, "f16", 64), "decode").run()
+        Lowering(graph, plan_caches(graph, "f16", 64), "decode").run()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("blk.0.ffn_down.weight", "Q5_0"), ("token_embd.weight", "Q5_1")])
@@ -258,6 +261,6 @@ def test_vectors_must_be_floats() -> None:
 @pytest.mark.parametrize(("kv_type", "dtype", "nbytes"), [("f16", "float16", 2), ("f32", "float32", 4)])
 def test_the_cache_is_made_of_whole_blocks(kv_type: str, dtype: str, nbytes: int) -> None:
     for tokens, blocks in ((1, 1), (64, 1), (65, 2), (4096, 64)):
-        cache = cache_layout(small(), kv_type, tokens)
+        (cache,) = plan_caches(small(), kv_type, tokens).layers
         assert (cache.n_kv_heads, cache.head_dim, cache.dtype, cache.max_blocks) == (2, 16, dtype, blocks)
         assert cache.block_nbytes == 2 * 2 * 16 * 64 * nbytes

@@ -13,7 +13,7 @@ from small_models import empty_graph, llama_metadata, llama_model, llama_tensors
 
 from aircompile.architectures import build_graph
 from aircompile.graph import Operator
-from aircompile.lowering import NOTHING, Call, Lowering, Pointer, cache_layout, lower
+from aircompile.lowering import NOTHING, Call, Lowering, Pointer, lower, plan_caches
 from aircompile.memory_plan import Interval, Placement, lifetimes, place
 from aircompile.operators import Quantize
 from aircompile.passes import run_passes
@@ -35,7 +35,7 @@ class Program(Lowering):
 
     def __init__(self, sizes: dict[str, int], instructions: Sequence[Instruction]) -> None:
         graph = empty_graph()
-        super().__init__(graph, cache_layout(graph, "f16", 64), "prefill")
+        super().__init__(graph, plan_caches(graph, "f16", 64), "prefill")
         self.sizes = sizes
         for i, instruction in enumerate(instructions):
             named = [*instruction.reads, *instruction.writes]
@@ -172,8 +172,8 @@ def effects(low: Lowering) -> list[Instruction]:
     """What the calls of a real program read and write, known from their operators."""
     found = []
     for call in low.calls:
-        inputs = {low.aliases.get(name, name) for name in call.operator.inputs}
-        outputs = {low.aliases.get(name, name) for name in call.operator.outputs} - set(low.graph.outputs)
+        inputs = {low.place_of(name)[0] for name in call.operator.inputs}
+        outputs = {low.place_of(name)[0] for name in call.operator.outputs} - set(low.graph.outputs)
         found.append(Instruction(tuple(sorted(inputs)), tuple(sorted(outputs)), call.sync))
     return found
 
@@ -184,7 +184,7 @@ def test_a_llama_fits_its_arena(activations: Activations, biases: tuple[str, ...
     tensors = llama_tensors(n_layers=3, biases=biases)
     graph = build_graph(llama_model(llama_metadata(block_count=3), tensors))
     graph = run_passes(graph, PassOptions(activations))
-    lowered = lower(graph, cache_layout(graph, "f16", 128))
+    lowered = lower(graph, plan_caches(graph, "f16", 128))
     placed, nbytes = place(lowered[-1][1])
     for phase, low in lowered:
         # one layout serves every phase: all must need the same values at the same times
@@ -192,4 +192,4 @@ def test_a_llama_fits_its_arena(activations: Activations, biases: tuple[str, ...
         execute(effects(low), placed, nbytes)
     # layers use the same memory again: three need no more than one
     one = run_passes(build_graph(llama_model(tensors=llama_tensors(biases=biases))), PassOptions(activations))
-    assert nbytes == place(lower(one, cache_layout(one, "f16", 128))[-1][1])[1]
+    assert nbytes == place(lower(one, plan_caches(one, "f16", 128))[-1][1])[1]

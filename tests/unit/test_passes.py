@@ -24,6 +24,7 @@ from aircompile.operators import (
     Multiply,
     Norm,
     Rope,
+    RopeStore,
 )
 from aircompile.passes.fold_constants import fold_constants
 from aircompile.passes.fuse_gated_activation import fuse_gated_activation
@@ -63,17 +64,18 @@ def test_factors_are_folded_into_the_rope_table(tmp_path: Path) -> None:
     folded = fold_constants(graph, AUTO)
     folded.check()
     expected = [10000.0 ** (-i / 8) / factor for i, factor in enumerate(factors)]
-    np.testing.assert_allclose(folded.hyper.rope.inverse_frequency, expected, rtol=1e-14)
-    assert folded.constants["rope.inverse_frequency"].tolist() == folded.hyper.rope.inverse_frequency.tolist()
+    np.testing.assert_allclose(folded.hyper.ropes[0].inverse_frequency, expected, rtol=1e-14)
+    assert folded.constants["rope.inverse_frequency"].tolist() == folded.hyper.ropes[0].inverse_frequency.tolist()
     assert folded.constants["rope.inverse_frequency"].dtype == np.float64
     assert folded.constants["rope.axis"].tolist() == [0] * 8
+    assert folded.constants["rope.magnitude"].tolist() == [1.0] * 8
     assert "rope_freqs.weight" not in folded.weights
     line = "Rope(n_heads=4, head_dim=16, dim=16, mode=normal, factors=rope_freqs.weight:F32)"
     before, after = program(graph), program(folded)
     assert [text.replace(line, "Rope(n_heads=4, head_dim=16, dim=16, mode=normal)") for text in before] != after
     assert [text.replace(", factors=rope_freqs.weight:F32", "") for text in before] == after
     # the graph before is as it was
-    assert graph.hyper.rope.inverse_frequency[3] == 10000.0 ** (-3 / 8)
+    assert graph.hyper.ropes[0].inverse_frequency[3] == 10000.0 ** (-3 / 8)
     graph.check()
 
 
@@ -154,9 +156,9 @@ def attention(*, k_dim: int = 8, extra: bool = False, factors: str | None = None
     graph.add(Gather("table"), (), ("x",), phase="embed")
     for name in "qkv":
         graph.add(MatMul((name,), (None,)), ("x",), (name,), layer=0)
-    graph.add(Rope(4, 8, 8, "normal", factors), ("q",), ("rq",), layer=0)
-    graph.add(Rope(2, 8, k_dim, "normal", factors), ("k",), ("rk",), layer=0)
-    graph.add(Attention(4, 2, 8, 0.5), ("rq", "rk", "v"), ("a" if extra else "out",), layer=0)
+    graph.add(Rope(4, 8, 8, "normal", factors=factors), ("q",), ("rq",), layer=0)
+    graph.add(Rope(2, 8, k_dim, "normal", factors=factors), ("k",), ("rk",), layer=0)
+    graph.add(Attention(4, 2, 8, 8, 0.5), ("rq", "rk", "v"), ("a" if extra else "out",), layer=0)
     if extra:
         graph.add(Add(), ("a", "rq"), ("out",), layer=0)
     if factors is None:
@@ -168,9 +170,10 @@ def test_rotation_and_store() -> None:
     after = fuse_rope_store(attention(), AUTO)
     after.check()
     assert program(after)[4:] == [
-        "layer 0  rq+rk  RopeStore(parts=q|k|v, n_heads=4, n_kv_heads=2, head_dim=8, dim=8, mode=normal)  "
+        "layer 0  rq+rk  RopeStore(n_heads=4, n_kv_heads=2, head_dim=8, v_dim=8, dim=8, mode=normal)  "
         "q, k, v -> rq float32[tokens, 32]",
-        "layer 0  out  Attention(n_heads=4, n_kv_heads=2, head_dim=8, scale=0.5)  rq -> out float32[tokens, 32]",
+        "layer 0  out  Attention(n_heads=4, n_kv_heads=2, head_dim=8, v_dim=8, scale=0.5, slot=0)  "
+        "rq -> out float32[tokens, 32]",
     ]
 
 
@@ -181,7 +184,30 @@ def test_rotation_and_store() -> None:
 )
 def test_rotations_that_stay(graph: Graph) -> None:
     graph.check()
-    assert fuse_rope_store(graph, AUTO).dump() == graph.dump()
+    after = fuse_rope_store(graph, AUTO)
+    after.check()
+    assert [after.operator(name).op for name in ("rq", "rk")] == [graph.operator(name).op for name in ("rq", "rk")]
+    (store,) = [operator for operator in after.operators() if isinstance(operator.op, RopeStore)]
+    assert store.inputs == ("rq", "rk", "v") and store.op == RopeStore(4, 2, 8, 8, 0, "normal")
+
+
+def test_attention_over_the_same_keys_and_values_shares_a_cache() -> None:
+    graph = attention(extra=True)
+    graph.replace(["out"], [])
+    graph.add(Rope(4, 8, 8, "normal"), ("a",), ("rq2",), layer=1)
+    graph.add(Attention(4, 2, 8, 8, 0.25), ("rq2", "rk", "v"), ("out",), layer=1)
+    graph.check()
+    after = fuse_rope_store(graph, AUTO)
+    after.check()
+    assert program(after)[4:] == [
+        "layer 0  rq+rk  RopeStore(n_heads=4, n_kv_heads=2, head_dim=8, v_dim=8, dim=8, mode=normal)  "
+        "q, k, v -> rq float32[tokens, 32]",
+        "layer 0  a  Attention(n_heads=4, n_kv_heads=2, head_dim=8, v_dim=8, scale=0.5, slot=0)  "
+        "rq -> a float32[tokens, 32]",
+        "layer 1  rq2  Rope(n_heads=4, head_dim=8, dim=8, mode=normal)  a -> rq2 float32[tokens, 32]",
+        "layer 1  out  Attention(n_heads=4, n_kv_heads=2, head_dim=8, v_dim=8, scale=0.25, slot=0)  "
+        "rq2 -> out float32[tokens, 32]",
+    ]
 
 
 # fuse_gated_activation
@@ -194,9 +220,7 @@ def test_gated_activation(inputs: tuple[str, str]) -> None:
     graph.add(Multiply(), inputs, ("out",))
     after = fuse_gated_activation(graph, AUTO)
     after.check()
-    assert program(after)[3:] == [
-        "layer  out  GatedActivation(parts=gate|up, kind=silu)  p0, p1 -> out float32[tokens, 32]"
-    ]
+    assert program(after)[3:] == ["layer  out  GatedActivation(kind=silu)  p0, p1 -> out float32[tokens, 32]"]
 
 
 def test_an_activation_that_is_read_elsewhere_stays() -> None:
@@ -216,58 +240,46 @@ def test_a_square_of_an_activation_stays() -> None:
 
 # fuse_projections
 
-SPLIT = tuple((part,) for part in GatedActivation.PARTS)
-
 
 def gated(graph: Graph, gate: str, up: str) -> Graph:
-    graph.add(GatedActivation("silu", parts=SPLIT), (gate, up), ("out",))
+    graph.add(GatedActivation("silu"), (gate, up), ("out",))
     return graph
 
 
 def test_two_projections_of_one_input() -> None:
-    after = fuse_projections(gated(products(2), "p0", "p1"), AUTO)
+    after = fuse_projections(gated(products(2), "p1", "p0"), AUTO)
     after.check()
     assert program(after)[1:] == [
         "layer  p0+p1  MatMul(weights=w0:Q8_0+w1:Q8_0)  x -> p0+p1 float32[tokens, 64]",
-        "layer  out  GatedActivation(kind=silu)  p0+p1 -> out float32[tokens, 32]",
+        "layer  p0  Slice(first=0, width=32)  p0+p1 -> p0 float32[tokens, 32]",
+        "layer  p1  Slice(first=32, width=32)  p0+p1 -> p1 float32[tokens, 32]",
+        "layer  out  GatedActivation(kind=silu)  p1, p0 -> out float32[tokens, 32]",
     ]
-
-
-def test_members_are_in_the_order_of_the_parts() -> None:
-    after = fuse_projections(gated(products(2), "p1", "p0"), AUTO)
-    assert program(after)[1] == "layer  p1+p0  MatMul(weights=w1:Q8_0+w0:Q8_0)  x -> p1+p0 float32[tokens, 64]"
 
 
 def test_three_formats_of_qkv() -> None:
     def fused(**formats: str) -> list[str]:
         tensors = llama_tensors(formats=formats, biases=("attn_k",))
-        graph = fuse_rope_store(build_graph(llama_model(tensors=tensors)), AUTO)
-        after = fuse_projections(graph, AUTO)
+        after = fuse_projections(build_graph(llama_model(tensors=tensors)), AUTO)
         after.check()
-        lines = [line for line in program(after) if " layers.0.attn_norm ->" in line or "RopeStore" in line]
-        return [re.sub(r"blk\.0\.attn_|layers\.0\.|, n_heads.*normal|layer 0  | float32.*", "", line) for line in lines]
+        lines = [line for line in program(after) if " layers.0.attn_norm ->" in line or "Slice" in line]
+        lines = [line for line in lines if "gate" not in line]
+        return [re.sub(r"blk\.0\.attn_|layers\.0\.|layer 0  | float32.*", "", line) for line in lines]
 
     bias = "biases=None+k.bias:F32+None"
     assert fused() == [
         f"q+k+v  MatMul(weights=q.weight:Q8_0+k.weight:Q8_0+v.weight:Q8_0, {bias})  attn_norm -> q+k+v",
-        "rope_q+rope_k  RopeStore(n_heads=4, n_kv_heads=2, head_dim=16, dim=16, mode=normal)  q+k+v -> rope_q",
-    ]
-    assert fused(attn_v="Q4_0") == [
-        "q+k  MatMul(weights=q.weight:Q8_0+k.weight:Q8_0, biases=None+k.bias:F32)  attn_norm -> q+k",
-        "v  MatMul(weights=v.weight:Q4_0)  attn_norm -> v",
-        "rope_q+rope_k  RopeStore(parts=q+k|v)  q+k, v -> rope_q",
-    ]
-    assert fused(attn_q="F16") == [
-        "q  MatMul(weights=q.weight:F16)  attn_norm -> q",
-        "k+v  MatMul(weights=k.weight:Q8_0+v.weight:Q8_0, biases=k.bias:F32+None)  attn_norm -> k+v",
-        "rope_q+rope_k  RopeStore(parts=q|k+v)  q, k+v -> rope_q",
+        "q  Slice(first=0, width=64)  q+k+v -> q",
+        "k  Slice(first=64, width=32)  q+k+v -> k",
+        "v  Slice(first=96, width=32)  q+k+v -> v",
     ]
     assert fused(attn_k="Q4_0") == [
-        "q  MatMul(weights=q.weight:Q8_0)  attn_norm -> q",
+        "q+v  MatMul(weights=q.weight:Q8_0+v.weight:Q8_0)  attn_norm -> q+v",
+        "q  Slice(first=0, width=64)  q+v -> q",
+        "v  Slice(first=64, width=32)  q+v -> v",
         "k  MatMul(weights=k.weight:Q4_0, biases=k.bias:F32)  attn_norm -> k",
-        "v  MatMul(weights=v.weight:Q8_0)  attn_norm -> v",
-        "rope_q+rope_k  RopeStore(parts=q|k|v)  q, k, v -> rope_q",
     ]
+    assert [line.split()[0] for line in fused(attn_k="Q4_0", attn_v="F16")] == ["q", "k", "v"]
 
 
 def of_other_input() -> Graph:
@@ -278,17 +290,17 @@ def of_other_input() -> Graph:
     return gated(graph, "p0", "p1")
 
 
-def read_elsewhere() -> Graph:
+def added_to_a_residual() -> Graph:
     graph = products(2)
-    graph.add(GatedActivation("silu", parts=SPLIT), ("p0", "p1"), ("g",))
+    graph.add(GatedActivation("silu"), ("p0", "p0"), ("g",))
     graph.add(Add(), ("g", "p1"), ("out",))
     return graph
 
 
 @pytest.mark.parametrize(
     "graph",
-    [gated(products(2, rows=24), "p0", "p1"), of_other_input(), read_elsewhere(), gated(products(1), "p0", "p0")],
-    ids=["rows not of whole panels", "different inputs", "read elsewhere", "one product twice"],
+    [gated(products(2, rows=24), "p0", "p1"), of_other_input(), added_to_a_residual(), gated(products(1), "p0", "p0")],
+    ids=["rows not of whole panels", "different inputs", "added to a residual", "one product twice"],
 )
 def test_projections_that_stay(graph: Graph) -> None:
     graph.check()

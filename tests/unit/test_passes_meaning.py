@@ -90,7 +90,8 @@ def test_the_interpreter_can_fail(zoo: Path) -> None:
     swapped.check()
     assert np.abs(Interpreter(swapped, weights).run(tokens, [3]) - right).max() > 1e-3
     slower = graph.copy()
-    rope = dataclasses.replace(graph.hyper.rope, inverse_frequency=graph.hyper.rope.inverse_frequency * 0.9)
-    slower.hyper = dataclasses.replace(graph.hyper, rope=rope)
+    (rope,) = graph.hyper.ropes
+    rope = dataclasses.replace(rope, inverse_frequency=rope.inverse_frequency * 0.9)
+    slower.hyper = dataclasses.replace(graph.hyper, ropes=(rope,))
     assert np.abs(Interpreter(slower, weights).run(tokens, [3]) - right).max() > 1e-3
     assert np.abs(Interpreter(graph, weights).run(tokens, [2]) - right).max() > 1e-3

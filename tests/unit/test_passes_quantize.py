@@ -35,9 +35,13 @@ def test_quantized_by_their_producer_or_alone(activations: Activations) -> None:
         "layer 0  layers.0.q+k+v  "
         "MatMul(weights=blk.0.attn_q.weight:Q8_0+blk.0.attn_k.weight:Q8_0+blk.0.attn_v.weight:Q8_0)  "
         "layers.0.attn_norm -> layers.0.q+k+v float32[tokens, 128]",
-        "layer 0  layers.0.rope_q+rope_k  RopeStore(n_heads=4, n_kv_heads=2, head_dim=16, dim=16, mode=normal)  "
-        "layers.0.q+k+v -> layers.0.rope_q float32[tokens, 64]",
-        "layer 0  layers.0.attention  Attention(n_heads=4, n_kv_heads=2, head_dim=16, scale=0.25)  "
+        "layer 0  layers.0.q  Slice(first=0, width=64)  layers.0.q+k+v -> layers.0.q float32[tokens, 64]",
+        "layer 0  layers.0.k  Slice(first=64, width=32)  layers.0.q+k+v -> layers.0.k float32[tokens, 32]",
+        "layer 0  layers.0.v  Slice(first=96, width=32)  layers.0.q+k+v -> layers.0.v float32[tokens, 32]",
+        "layer 0  layers.0.rope_q+rope_k  "
+        "RopeStore(n_heads=4, n_kv_heads=2, head_dim=16, v_dim=16, dim=16, mode=normal)  "
+        "layers.0.q, layers.0.k, layers.0.v -> layers.0.rope_q float32[tokens, 64]",
+        "layer 0  layers.0.attention  Attention(n_heads=4, n_kv_heads=2, head_dim=16, v_dim=16, scale=0.25, slot=0)  "
         "layers.0.rope_q -> layers.0.attention float32[tokens, 64]",
         "layer 0  layers.0.attention.q8  Quantize()  layers.0.attention -> layers.0.attention.q8 q8[tokens, 64]",
         "layer 0  layers.0.attn_output  MatMul(weights=blk.0.attn_output.weight:Q8_0, accumulate=True)  "
@@ -46,8 +50,10 @@ def test_quantized_by_their_producer_or_alone(activations: Activations) -> None:
         "layers.0.attn_residual -> layers.0.ffn_norm q8[tokens, 64]",
         "layer 0  layers.0.gate+up  MatMul(weights=blk.0.ffn_gate.weight:Q8_0+blk.0.ffn_up.weight:Q8_0)  "
         "layers.0.ffn_norm -> layers.0.gate+up float32[tokens, 192]",
+        "layer 0  layers.0.gate  Slice(first=0, width=96)  layers.0.gate+up -> layers.0.gate float32[tokens, 96]",
+        "layer 0  layers.0.up  Slice(first=96, width=96)  layers.0.gate+up -> layers.0.up float32[tokens, 96]",
         "layer 0  layers.0.gated  GatedActivation(kind=silu, quantize=True)  "
-        "layers.0.gate+up -> layers.0.gated q8[tokens, 96]",
+        "layers.0.gate, layers.0.up -> layers.0.gated q8[tokens, 96]",
         "layer 0  layers.0.down  MatMul(weights=blk.0.ffn_down.weight:Q8_0, accumulate=True)  "
         "layers.0.gated, layers.0.attn_residual -> layers.0.ffn_residual float32[tokens, 64]",
         "head  layers.0.ffn_residual.selected  SelectRows()  "

@@ -160,14 +160,14 @@ def test_other_files_are_told_apart() -> None:
 
 def test_newer_and_unknown_versions() -> None:
     for data in (patched(DATA, 8, "I", 7), patched(DATA, 8, "I", 7, seal=False), b"AIRPLAN\0\7\0\0\0"):
-        refused(data, r"^p\.bin: plan format 7 is newer than this airrun understands \(1\); update aircompile$")
+        refused(data, r"^p\.bin: plan format 7 is newer than this airrun understands \(2\); update aircompile$")
     refused(patched(DATA, 8, "I", 0), "plan format 0 is not known")
 
 
 @pytest.mark.parametrize(
     ("at", "code", "value", "message"),
     [
-        (12, "I", 104, "header of 104 bytes, format 1 has 96"),
+        (12, "I", 104, "header of 104 bytes, format 2 has 96"),
         (16, "Q", 2**63, "plan is truncated"),
         (24, "Q", 0, "does not end the file"),
         (24, "Q", 2**64 - 4096, "does not end the file"),
@@ -240,7 +240,7 @@ def test_nothing_hides_between_parts() -> None:
 def test_inconsistent_plans_are_refused_on_reading() -> None:
     plan = decode_plan(DATA, HERE).plan
     refused(with_index(PLAN_CODEC.dumps(replace(plan, arena_nbytes=64))), r"buffers\[0\]\.nbytes is 256, expected 64")
-    constants = [SEGMENTS[0], SEGMENTS[1][:-4] + struct.pack("<i", 1), SEGMENTS[2]]
+    constants = [SEGMENTS[0], SEGMENTS[1][:64] + struct.pack("<i", 1) + SEGMENTS[1][68:], SEGMENTS[2]]
     with pytest.raises(PlanError, match=r"constants\[1\] 'axis' names an axis outside 0 to 0"):
         encode_plan(PLAN, constants)
 

@@ -1,11 +1,7 @@
-"""Rotary positions, the KV cache, and attention over it.
+"""Attention over the KV cache.
 
-The cache of a layer is an array of blocks; a sequence's row of the block table names its blocks in order.
-A block holds, per KV head, keys as [head_dim][cells] and values as [cells][head_dim]: scores are then
-computed for a vector of cells at a time and outputs for a vector of dimensions, without reductions.
-
-Attention is the online softmax of Milakov & Gimelshein (2018) over whole blocks in order, so a token's
-result is the same whatever it is batched with, and memory does not grow with the context.
+The online softmax of Milakov & Gimelshein (2018) over whole blocks of the cache in order, so a token's result is the
+same whatever it is batched with, and memory does not grow with the context.
 """
 
 from __future__ import annotations
@@ -14,6 +10,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.functions import softcap
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import (
     Expr,
@@ -30,120 +28,17 @@ from airkernels.cpu.program import (
     when,
     zeros,
 )
-from airkernels.cpu.vectors import add, exp, float_to_half, half_to_float, lanes_dividing, reduce
-
-BLOCK_CELLS = 64
-"""Tokens per block of the cache, and per step of the softmax."""
+from airkernels.cpu.vectors import add, exp, lanes_dividing, reduce
 
 _MASKED = -3.0e38
 
 
 @dataclass(frozen=True)
-class CacheLayout:
-    """Shape of one layer's cache; `dtype` is 'float16' or 'float32'."""
-
-    n_kv_heads: int
-    head_dim: int
-    dtype: str
-    max_blocks: int
-
-    @property
-    def element_nbytes(self) -> int:
-        return 2 if self.dtype == "float16" else 4
-
-    @property
-    def plane(self) -> int:
-        """Elements of the keys, or of the values, of one head in one block."""
-        return self.head_dim * BLOCK_CELLS
-
-    @property
-    def block_nbytes(self) -> int:
-        return 2 * self.n_kv_heads * self.plane * self.element_nbytes
-
-    def region(self, base: Expr) -> Region:
-        return Region(base, "uint16" if self.dtype == "float16" else "float32")
-
-    def load(self, region: Region, index: Expr, lanes: int, isa: VectorIsa) -> Expr:
-        raw = region.load(index, lanes)
-        return half_to_float(raw, isa) if self.dtype == "float16" else raw
-
-    def convert(self, value: Expr, isa: VectorIsa) -> Expr:
-        return float_to_half(value, isa) if self.dtype == "float16" else value
-
-    def block(self, cache: Expr, table: Region, sequence: Expr, index: Expr) -> Region:
-        number = table.load(sequence * self.max_blocks + index)
-        return self.region(byte_offset(cache, cast(number, "int64") * self.block_nbytes))
-
-
-@dataclass(frozen=True)
-class RopeShape:
-    """Which elements rotate: `dim` of `head_dim`, as neighbours ('normal') or as halves ('neox')."""
-
-    n_heads: int
-    dim: int
-    mode: str
-
-
-def rope_store(
-    name: str, isa: VectorIsa, cache: CacheLayout, rope: RopeShape, q_stride: int, k_stride: int, v_stride: int
-) -> tirx.PrimFunc:
-    """Rotate queries in place; rotate keys and put keys and values into the cache.
-
-    Tasks are (token, head), query heads before KV heads. p0 q, p1 k, p2 v float32; p3 rope float32
-    [n, 2, dim/2]; p4 cache; p5 cells, p6 sequences, p7 block table int32.
-    """
-    pairs = rope.dim // 2
-    heads_per_token = rope.n_heads + cache.n_kv_heads
-
-    def pair(i: Expr) -> tuple[Expr, Expr]:
-        return (i * 2, i * 2 + 1) if rope.mode == "normal" else (i, i + pairs)
-
-    def body(k: Kernel) -> None:
-        cells, sequences, table = (k.region(p, "int32") for p in (5, 6, 7))
-
-        def row(pointer: int, token: Expr, stride: int, head: Expr) -> Region:
-            at = cast(token, "int64") * (4 * stride) + cast(head, "int64") * (4 * cache.head_dim)
-            return Region(byte_offset(k.pointers[pointer], at), "float32")
-
-        def rotate(x: Region, token: Expr) -> None:
-            angles = Region(byte_offset(k.pointers[3], cast(token, "int64") * (8 * pairs)), "float32")
-            with loop(pairs) as i:
-                first, second = pair(i)
-                a, b = let(x.load(first)), let(x.load(second))
-                c, s = let(angles.load(i)), let(angles.load(i + pairs))
-                x.store(first, a * c - b * s)
-                x.store(second, a * s + b * c)
-
-        def store(token: Expr, head: Expr, keys: Region, values: Region) -> None:
-            cell = let(cells.load(token))
-            block = cache.block(k.pointers[4], table, sequences.load(token), tirx.indexdiv(cell, BLOCK_CELLS))
-            place = let(tirx.indexmod(cell, BLOCK_CELLS))
-            plane = let(head * (2 * cache.plane))
-            with loop(cache.head_dim) as d:
-                block.store(plane + d * BLOCK_CELLS + place, cache.convert(keys.load(d), isa))
-            lanes = lanes_dividing(cache.head_dim, isa)
-            with loop(cache.head_dim // lanes) as i:
-                at = plane + cache.plane + place * cache.head_dim + i * lanes
-                block.store(at, cache.convert(values.load(i * lanes, lanes), isa))
-
-        with loop(k.end, k.begin) as task:
-            token, head = let(tirx.indexdiv(task, heads_per_token)), let(tirx.indexmod(task, heads_per_token))
-            with when(head < rope.n_heads):
-                rotate(row(0, token, q_stride, head), token)
-            with when(head >= rope.n_heads):
-                kv_head = let(head - rope.n_heads)
-                keys = row(1, token, k_stride, kv_head)
-                rotate(keys, token)
-                store(token, kv_head, keys, row(2, token, v_stride, kv_head))
-
-    return define(name, body)
-
-
-@dataclass(frozen=True)
 class AttentionShape:
-    """Heads and strides (floats) of queries and outputs.
+    """Heads and strides (floats) of queries and outputs, and how scores are made.
 
     A task covers `group` neighbouring tokens; `tile` of them share a pass over the cache (tile divides group).
+    `sinks`: p6 has a score per head that takes part in the softmax. The rest as in ``operators.Attention``.
     """
 
     n_heads: int
@@ -152,13 +47,28 @@ class AttentionShape:
     out_stride: int
     group: int
     tile: int
+    window: int = 0
+    chunk: int = 0
+    softcap: float = 0.0
+    alibi: float = 0.0
+    sinks: bool = False
+
+    def first_cell(self, cell: Expr) -> Expr:
+        """The first cell that a token in `cell` sees."""
+        if self.window:
+            return tirx.max(cell - (self.window - 1), 0)
+        return cell - tirx.indexmod(cell, self.chunk) if self.chunk else const(0, "int32")
+
+    @property
+    def all_cells(self) -> bool:
+        return not (self.window or self.chunk)
 
 
 def attention(name: str, isa: VectorIsa, cache: CacheLayout, shape: AttentionShape) -> tirx.PrimFunc:
     """Causal attention of every token over its sequence's cells up to its own.
 
     Tasks are (group of tokens, head), heads innermost. p0 q float32, p1 out float32, p2 cache,
-    p3 cells, p4 sequences, p5 block table int32.
+    p3 cells, p4 sequences, p5 block table int32, p6 sinks float32 [n_heads].
     """
 
     def body(k: Kernel) -> None:
@@ -202,28 +112,46 @@ class _Pass:
         sequence = let(sequences.load(first))
         limits = [let(cells.load(first + t)) for t in range(n)]
         kv_head = tirx.indexdiv(self.head, shape.n_heads // cache.n_kv_heads)
-        plane = let(kv_head * (2 * cache.plane))
-        acc = local("float32", n * cache.head_dim)
+        plane = let(kv_head * cache.plane)
+        acc = local("float32", n * cache.v_dim)
         scores = local("float32", n * BLOCK_CELLS)
         running = local("float32", 3 * n)  # largest score, sum of weights, correction of this step
-        lanes = lanes_dividing(cache.head_dim, self.isa)
+        lanes = lanes_dividing(cache.v_dim, self.isa)
+        starts = [let(shape.first_cell(limit)) for limit in limits]
+        slope = self._slope()
         for t in range(n):
-            running.store(t, const(_MASKED, "float32"))
-            running.store(n + t, const(0.0, "float32"))
-            with loop(cache.head_dim // lanes) as i:
-                acc.store(t * cache.head_dim + i * lanes, zeros("float32", lanes))
-        with loop(tirx.indexdiv(limits[-1], BLOCK_CELLS) + 1) as b:
+            # a sink is a cell that comes first and has no value
+            sink = k.region(6, "float32").load(self.head) if shape.sinks else const(_MASKED, "float32")
+            running.store(t, sink)
+            running.store(n + t, const(float(shape.sinks), "float32"))
+            with loop(cache.v_dim // lanes) as i:
+                acc.store(t * cache.v_dim + i * lanes, zeros("float32", lanes))
+        first_block = tirx.indexdiv(starts[0], BLOCK_CELLS)
+        with loop(tirx.indexdiv(limits[-1], BLOCK_CELLS) + 1, first_block) as b:
             block = cache.block(k.pointers[2], table, sequence, b)
             valid = let(tirx.min(limits[-1] + 1 - b * BLOCK_CELLS, BLOCK_CELLS))
             self._scores(block, plane, q, scores, valid, n)
             for t in range(n):
-                self._weights(scores, running, limits[t] - b * BLOCK_CELLS, valid, t, n)
+                place = b * BLOCK_CELLS
+                self._weights(scores, running, starts[t] - place, limits[t] - place, valid, slope, t, n)
             self._outputs(block, plane, acc, scores, running, valid, n)
         for t in range(n):
             inverse = let(const(1.0, "float32") / running.load(n + t))
-            with loop(cache.head_dim // lanes) as i:
-                value = acc.load(t * cache.head_dim + i * lanes, lanes) * splat(inverse, lanes)
-                out.store(t * shape.out_stride + self.head * cache.head_dim + i * lanes, value)
+            with loop(cache.v_dim // lanes) as i:
+                value = acc.load(t * cache.v_dim + i * lanes, lanes) * splat(inverse, lanes)
+                out.store(t * shape.out_stride + self.head * cache.v_dim + i * lanes, value)
+
+    def _slope(self) -> Expr:
+        """ALiBi's slope of the head: powers of 2^(-bias/m) for the first m heads, m the largest power of two among
+        them; the odd powers of its root for the rest (Press et al. 2021)."""
+        if not self.shape.alibi:
+            return None
+        m = 1 << (self.shape.n_heads.bit_length() - 1)
+        slope = const(0.0, "float32")
+        for head in range(self.shape.n_heads):
+            power = (head + 1) / m if head < m else (2 * (head - m) + 1) / (2 * m)
+            slope = tirx.Select(self.head == head, const(2.0 ** (-self.shape.alibi * power), "float32"), slope)
+        return let(slope)
 
     def _scores(self, block: Region, plane: Expr, q: Region, scores: Region, valid: Expr, n: int) -> None:
         isa, cache, lanes = self.isa, self.cache, self.isa.lanes
@@ -245,23 +173,36 @@ class _Pass:
                     value = dots.load((t * together + u) * lanes, lanes)
                     scores.store(t * BLOCK_CELLS + first + u * lanes, value)
 
-    def _weights(self, scores: Region, running: Region, limit: Expr, valid: Expr, t: int, n: int) -> None:
+    def _weights(
+        self, scores: Region, running: Region, start: Expr, limit: Expr, valid: Expr, slope: Expr, t: int, n: int
+    ) -> None:
         """Turn the scores of token t into softmax weights relative to the largest score so far."""
-        isa, lanes = self.isa, self.isa.lanes
-        limit = let(limit)
+        isa, lanes, shape = self.isa, self.isa.lanes, self.shape
+        start, limit = let(start), let(limit)
         n_vectors = let(tirx.indexdiv(valid + lanes - 1, lanes))
-        scale = splat(const(self.shape.scale, "float32"), lanes)
+        scale = splat(const(shape.scale, "float32"), lanes)
         masked = splat(const(_MASKED, "float32"), lanes)
         vector = local("float32", lanes)
 
+        def cells(v: Expr) -> Expr:
+            return tirx.Ramp(v * lanes, 1, lanes) if lanes > 1 else v
+
         def visible(v: Expr) -> Expr:
-            index = tirx.Ramp(v * lanes, 1, lanes) if lanes > 1 else v
-            return index <= splat(limit, lanes)
+            before = cells(v) <= splat(limit, lanes)
+            return before if shape.all_cells else tirx.And(before, cells(v) >= splat(start, lanes))
+
+        def scored(product: Expr, v: Expr) -> Expr:
+            score = product * scale
+            if shape.softcap:
+                score = softcap(score, shape.softcap, isa)
+            if slope is not None:
+                score = score + splat(slope, lanes) * cast(cells(v) - splat(limit, lanes), "float32")
+            return score
 
         vector.store(0, masked)
         with loop(n_vectors) as v:
             at = t * BLOCK_CELLS + v * lanes
-            score = let(tirx.Select(visible(v), scores.load(at, lanes) * scale, masked))
+            score = let(tirx.Select(visible(v), scored(scores.load(at, lanes), v), masked))
             scores.store(at, score)
             vector.store(0, tirx.max(vector.load(0, lanes), score))
         largest = let(tirx.max(running.load(t), reduce(vector.load(0, lanes), tirx.max)))
@@ -281,23 +222,23 @@ class _Pass:
         self, block: Region, plane: Expr, acc: Region, scores: Region, running: Region, valid: Expr, n: int
     ) -> None:
         isa, cache = self.isa, self.cache
-        lanes = lanes_dividing(cache.head_dim, isa)
-        together = _vectors_together(cache.head_dim // lanes, n)
-        with loop(cache.head_dim // (together * lanes)) as i:
+        lanes = lanes_dividing(cache.v_dim, isa)
+        together = _vectors_together(cache.v_dim // lanes, n)
+        with loop(cache.v_dim // (together * lanes)) as i:
             first = let(i * (together * lanes))
             sums = local("float32", n * together * lanes)
             slots = [(t, u, (t * together + u) * lanes) for t in range(n) for u in range(together)]
             for t, u, slot in slots:
-                before = acc.load(t * cache.head_dim + first + u * lanes, lanes)
+                before = acc.load(t * cache.v_dim + first + u * lanes, lanes)
                 sums.store(slot, before * splat(running.load(2 * n + t), lanes))
             with loop(valid) as j:
-                row = plane + cache.plane + j * cache.head_dim + first
+                row = plane + cache.key_plane + j * cache.v_dim + first
                 values = [let(cache.load(block, row + u * lanes, lanes, isa)) for u in range(together)]
                 for t, u, slot in slots:
                     weight = splat(scores.load(t * BLOCK_CELLS + j), lanes)
                     sums.store(slot, isa.fused_multiply_add(weight, values[u], sums.load(slot, lanes)))
             for t, u, slot in slots:
-                acc.store(t * cache.head_dim + first + u * lanes, sums.load(slot, lanes))
+                acc.store(t * cache.v_dim + first + u * lanes, sums.load(slot, lanes))
 
 
 _CHAINS = 8

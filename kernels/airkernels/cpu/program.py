@@ -35,7 +35,7 @@ class Region:
     """Memory behind a pointer, viewed as one element type."""
 
     def __init__(self, base: Expr, dtype: str, *, buffer: Expr | None = None) -> None:
-        self.dtype = dtype
+        self.base, self.dtype = base, dtype
         self.buffer = buffer if buffer is not None else T.decl_buffer((_UNBOUNDED,), dtype, data=base)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from airrun.records import record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 POINTERS_PER_STEP = 8
 """Pointer arguments of every kernel."""
@@ -120,7 +120,7 @@ class Operand:
     """A pointer argument: `offset` bytes into entry `index` of a space.
 
     Spaces: 'none'; 'weight'; 'tensor' (mapped bytes of a tensor); 'buffer'; 'constant'; 'input' (index into
-    INPUTS); 'kv' (cache of layer `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
+    INPUTS); 'kv' (cache `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
     has offset 0 too. `offset` lies inside the entry; inside one token's share where it grows with the batch.
     """
 
@@ -134,7 +134,7 @@ SPACES = ("none", "weight", "tensor", "buffer", "constant", "input", "kv", "logi
 INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table")
 """What the host fills before a step runs. int32 unless said otherwise:
 token_ids [n]; cells [n] (place of each token in its sequence); sequences [n] (row of the block table);
-output_rows [n_outputs]; rope float32 [n, 2, rope_dim/2] (cosines, then sines);
+output_rows [n_outputs]; rope float32 [n, 2, rope.n_pairs] (cosines, then sines);
 block_table [n_sequences, max_blocks]."""
 
 
@@ -210,32 +210,42 @@ class Library:
 
 
 @record
-class KvCache:
-    """The cache's shape: blocks of `block_cells` tokens; a block of one layer takes `block_nbytes` and holds,
-    per KV head, keys [head_dim][block_cells] and then values [block_cells][head_dim]. `dtype` is one of `KV_DTYPES`.
-    A row of the block table has `max_blocks` entries, enough for `ctx_size` tokens.
-    """
+class KvLayer:
+    """One layer's cache: a block takes `block_nbytes` and holds, per KV head, keys [head_dim][block_cells] and then
+    values [block_cells][v_dim]."""
 
-    n_layers: int
     n_kv_heads: int
     head_dim: int
-    block_cells: int
-    max_blocks: int
-    dtype: str
+    v_dim: int
     block_nbytes: int
 
 
 @record
-class Rope:
-    """Rotary positions: angle of pair i at position p is `p[axis[i]] * inverse_frequency[i]`, cosines and sines
-    scaled by `magnitude`. Both arrays are constants, by index, with an entry per pair: `inverse_frequency` float64,
-    `axis` int32. `dim` elements of a head rotate, an even number."""
+class KvCache:
+    """The cache's shape: blocks of `block_cells` tokens. `dtype` is one of `KV_DTYPES`.
 
-    dim: int
+    `layers` has an entry per cache, which space 'kv' counts; model layers that share one, or have none, make them
+    fewer. A row of the block table has `max_blocks` entries, enough for `ctx_size` tokens.
+    """
+
+    block_cells: int
+    max_blocks: int
+    dtype: str
+    layers: tuple[KvLayer, ...]
+
+
+@record
+class Rope:
+    """Rotary positions: angle of pair i at position p is `p[axis[i]] * inverse_frequency[i]`; its cosine and sine are
+    scaled by `magnitude[i]`. The arrays are constants, by index, with an entry per pair: `inverse_frequency` and
+    `magnitude` float64, `axis` int32. A model with several tables has the pairs of all of them, one table after the
+    other; `n_pairs` is 0 for a model without."""
+
+    n_pairs: int
     inverse_frequency: int
     axis: int
+    magnitude: int
     n_axes: int
-    magnitude: float
 
 
 @record

@@ -22,6 +22,8 @@ MAX_LAYERS = 1 << 14
 MAX_DIMS = 4
 MAX_LIBRARIES = 16
 MAX_AXES = 4
+MAX_PAIRS = 1 << 20
+"""Of rotary positions, over all tables."""
 MAX_THREADS = 1 << 16
 MAX_RATE = 1e18
 """Of bytes, operations or seconds in the cost model."""
@@ -182,7 +184,7 @@ def _constants(plan: Plan) -> None:
         one_of(f"{path}.dtype", constant.dtype, DTYPES)
         within(f"{path}.shape", len(constant.shape), 0, MAX_DIMS, "dimensions")
         for j, n in enumerate(constant.shape):
-            within(f"{path}.shape[{j}]", n, 1, MAX_NBYTES)
+            within(f"{path}.shape[{j}]", n, 0, MAX_NBYTES)
         size = DTYPES[constant.dtype]
         equal(f"{path}.nbytes", constant.nbytes, math.prod(constant.shape) * size, f"shape {constant.shape}")
         within(f"{path}.offset", constant.offset, 0, room - constant.nbytes)
@@ -202,29 +204,27 @@ def _buffers(plan: Plan) -> None:
 
 def _kv_and_rope(plan: Plan) -> None:
     kv, rope = plan.kv, plan.rope
-    within("kv.n_layers", kv.n_layers, 1, plan.model.n_layers)
-    within("kv.n_kv_heads", kv.n_kv_heads, 1, 1 << 16)
-    within("kv.head_dim", kv.head_dim, 1, 1 << 16)
     within("kv.block_cells", kv.block_cells, 1, 1 << 16)
     one_of("kv.dtype", kv.dtype, KV_DTYPES)
-    needed = 2 * kv.n_kv_heads * kv.head_dim * kv.block_cells * DTYPES[kv.dtype]
-    within("kv.block_nbytes", kv.block_nbytes, needed, MAX_NBYTES)
+    within("kv.layers", len(kv.layers), 0, plan.model.n_layers, "caches")
+    for i, layer in enumerate(kv.layers):
+        for name in ("n_kv_heads", "head_dim", "v_dim"):
+            within(f"kv.layers[{i}].{name}", getattr(layer, name), 1, 1 << 16)
+        needed = layer.n_kv_heads * (layer.head_dim + layer.v_dim) * kv.block_cells * DTYPES[kv.dtype]
+        within(f"kv.layers[{i}].block_nbytes", layer.block_nbytes, needed, MAX_NBYTES)
     within("kv.max_blocks", kv.max_blocks, -(-plan.choice.ctx_size // kv.block_cells), MAX_COUNT // kv.block_cells)
-    within("size of the KV cache", kv.n_layers * kv.max_blocks * kv.block_nbytes, 0, MAX_NBYTES)
+    within("size of the KV cache", kv.max_blocks * sum(layer.block_nbytes for layer in kv.layers), 0, MAX_NBYTES)
 
-    within("rope.dim", rope.dim, 2, kv.head_dim)
-    multiple("rope.dim", rope.dim, 2)
+    within("rope.n_pairs", rope.n_pairs, 0, MAX_PAIRS)
     within("rope.n_axes", rope.n_axes, 1, MAX_AXES)
-    if not 0.0 < rope.magnitude <= 1e6:
-        fail("rope.magnitude", f"is {rope.magnitude}, expected a positive number up to 1e6")
-    for name, dtype in (("inverse_frequency", "float64"), ("axis", "int32")):
+    for name, dtype in (("inverse_frequency", "float64"), ("axis", "int32"), ("magnitude", "float64")):
         place = getattr(rope, name)
         index(f"rope.{name}", place, plan.constants, "constants")
         constant = plan.constants[place]
-        if (constant.dtype, constant.shape) != (dtype, (rope.dim // 2,)):
+        if (constant.dtype, constant.shape) != (dtype, (rope.n_pairs,)):
             fail(
                 f"rope.{name}",
-                f"is {constant.dtype} of shape {constant.shape}, expected {dtype} of shape {(rope.dim // 2,)}",
+                f"is {constant.dtype} of shape {constant.shape}, expected {dtype} of shape {(rope.n_pairs,)}",
             )
 
 

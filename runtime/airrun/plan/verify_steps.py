@@ -98,7 +98,7 @@ def _operand_checks(plan: Plan) -> Callable[[Operand, str], None]:
 
     Of what grows with the batch, that is what one token has.
     """
-    inputs = dict.fromkeys(INPUTS, 4) | {"rope": 4 * plan.rope.dim}
+    inputs = dict.fromkeys(INPUTS, 4) | {"rope": 8 * plan.rope.n_pairs}
     room: dict[str, Sequence[int]] = {
         "none": (1,),
         "weight": [weight.nbytes for weight in plan.weights],
@@ -106,7 +106,7 @@ def _operand_checks(plan: Plan) -> Callable[[Operand, str], None]:
         "buffer": [buffer.nbytes for buffer in plan.buffers],
         "constant": [constant.nbytes for constant in plan.constants],
         "input": [inputs[name] for name in INPUTS],
-        "kv": (plan.kv.block_nbytes,) * plan.kv.n_layers,
+        "kv": [layer.block_nbytes for layer in plan.kv.layers],
         "logits": (4 * plan.model.logits_stride,),
         "scratch": (min(library.scratch_nbytes for library in plan.libraries),),
     }

@@ -3,12 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 
 from aircompile.frontends.gguf import GGUFModel
 from airrun.errors import ModelFileError, UnsupportedError
+
+UNUSED = frozenset(
+    (
+        # of the norm that the family does not have
+        "attention.layer_norm_epsilon",
+        "attention.layer_norm_rms_epsilon",
+        "rope.scaling.finetuned",
+        # read where the type is yarn
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_log_multiplier",
+        "tensor_data_layout",
+        "vocab_size",  # read where there is no vocabulary
+    )
+)
+"""Keys that change nothing in a family that does not read them."""
+
+_NO_SCALE = (0, 1)
+NEUTRAL: dict[str, Collection[object]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": _NO_SCALE,
+    "expert_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": _NO_SCALE,
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),
+    "residual_scale": _NO_SCALE,
+    "rope.scaling.alpha": (0,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (-1, 0),
+    "use_parallel_residual": (False,),
+}
+"""Keys of features, with the values that turn them off for a family that does not read them."""
 
 
 class Hyperparameters:
@@ -19,6 +58,7 @@ class Hyperparameters:
         self._prefix = prefix + "."
         self._metadata = model.metadata
         self._read: set[str] = set()
+        self._unused: set[str] = set()
 
     def error(self, key: str, reason: str) -> ModelFileError:
         """An error that names the file and a key."""
@@ -32,14 +72,18 @@ class Hyperparameters:
         """A whole number within `low` to `high`; a missing key is an error unless there is a default."""
         return self._whole(key, self._get(key, default), low, high)
 
-    def uniform_integer(self, key: str, high: int, n_layers: int, *, default: int | None = None) -> int:
-        """A number that may be stored once per layer, but has to be the same in all."""
+    def integers(self, key: str, high: int, n: int, *, low: int = 1, default: int | None = None) -> tuple[int, ...]:
+        """`n` numbers, one per layer, which may be stored as one for all."""
         value = self._get(key, default)
         if not isinstance(value, np.ndarray):
-            return self._whole(key, value, 1, high)
-        if value.shape != (n_layers,):
-            raise self.error(key, f"has {len(value)} entries for {n_layers} layers")
-        each = [self._whole(key, entry, 1, high) for entry in value.tolist()]
+            return (self._whole(key, value, low, high),) * n
+        if value.shape != (n,):
+            raise self.error(key, f"has {len(value)} entries for {n} layers")
+        return tuple(self._whole(key, entry, low, high) for entry in value.tolist())
+
+    def uniform_integer(self, key: str, high: int, n_layers: int, *, default: int | None = None) -> int:
+        """A number that may be stored once per layer, but has to be the same in all."""
+        each = self.integers(key, high, n_layers, default=default)
         if len(set(each)) > 1:
             raise self.unsupported(key, f"differs between layers ({min(each)} to {max(each)})")
         return each[0]
@@ -59,27 +103,28 @@ class Hyperparameters:
             raise self.error(key, "is not a text")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, "is not a truth value")
+        return value
+
     def has(self, key: str) -> bool:
         return self._prefix + key in self._metadata
 
-    def finish(self, neutral: Mapping[str, Collection[object]], unused: Collection[str]) -> None:
-        """Account for every key that was not read.
+    def ignore(self, *keys: str) -> None:
+        """Accept keys that do not change what this family computes."""
+        self._unused.update(keys)
 
-        Parameters
-        ----------
-        neutral
-            Keys of features that are not implemented, each with the values that turn the feature off.
-        unused
-            Keys that do not change what is computed.
-        """
-        for full in self._metadata:
+    def finish(self) -> None:
+        """Account for every key: those that nothing read must be without effect."""
+        for full, value in self._metadata.items():
             key = full.removeprefix(self._prefix)
-            if key == full or key in self._read or key in unused:
+            if key == full or key in self._read or key in self._unused or key in UNUSED:
                 continue
-            if key not in neutral:
+            if key not in NEUTRAL:
                 raise self.error(repr(key)[1:-1][:80], "is not understood, and may change what the model computes")
-            value = self._metadata[full]
-            if isinstance(value, np.ndarray) or value not in neutral[key]:
+            if isinstance(value, np.ndarray) or value not in NEUTRAL[key]:
                 shown = "an array" if isinstance(value, np.ndarray) else f"{value!r:.80}"
                 raise self.unsupported(key, f"is {shown}: not supported")
 

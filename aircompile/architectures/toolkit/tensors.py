@@ -14,6 +14,7 @@ class TensorTable:
     def __init__(self, model: GGUFModel) -> None:
         self._model = model
         self.taken: dict[str, TensorInfo] = {}
+        self._unused: list[re.Pattern[str]] = []
 
     def has(self, name: str) -> bool:
         return name in self._model.tensors
@@ -36,10 +37,18 @@ class TensorTable:
         """Take a vector if the file has it."""
         return self.vector(name, n) if self.has(name) else None
 
-    def finish(self, unused: re.Pattern[str]) -> None:
-        """Refuse tensors that were not taken, except those whose whole name matches `unused`."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor that is there."""
+        return self._model.tensors[name].shape
+
+    def ignore(self, pattern: str) -> None:
+        """Accept tensors whose whole name matches, and which do not change what is computed."""
+        self._unused.append(re.compile(pattern))
+
+    def finish(self) -> None:
+        """Refuse tensors that were neither taken nor are ignored."""
         for name, tensor in self._model.tensors.items():
-            if name not in self.taken and not unused.fullmatch(name):
+            if name not in self.taken and not any(pattern.fullmatch(name) for pattern in self._unused):
                 raise ModelFileError(f"{self._path(tensor)}: tensor {name!r} is not understood for this architecture")
 
     def _take(self, name: str, shape: tuple[int, ...]) -> TensorInfo:

@@ -6,25 +6,36 @@ how they combine, follows ``llama_context`` and ``ggml_rope_yarn_corr_dims`` of 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import numpy.typing as npt
 
-from aircompile.architectures.hyperparameters import Hyperparameters
+from aircompile.architectures.toolkit.hyperparameters import Hyperparameters
+from aircompile.architectures.toolkit.limits import MAX_CONTEXT
 from aircompile.graph import RopeInfo
-from aircompile.operators import RopeMode
 
-_MAX_CONTEXT = (1 << 31) - 1
 _MAX_FACTOR = 1e6
 
 
-def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int, mode: RopeMode) -> RopeInfo:
+def plain_rope(dim: int, base: float) -> RopeInfo:
+    """Frequencies of the `dim` rotating elements of a head, as they were trained."""
+    frequency = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    return RopeInfo(dim, frequency, np.zeros(dim // 2, np.int32), 1, 1.0)
+
+
+def read_base(hyper: Hyperparameters, key: str, default: float) -> float:
+    """A frequency base."""
+    return hyper.number(key, 1.0 + 1e-6, 1e30, default)
+
+
+def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int) -> RopeInfo:
     """Frequencies of the `dim` rotating elements of a head, without the tensor of factors, which divides them later.
 
     Raises ModelFileError or UnsupportedError naming the key.
     """
-    base = hyper.number("rope.freq_base", 1.0 + 1e-6, 1e30, 10000.0)
+    base = read_base(hyper, "rope.freq_base", 10000.0)
     kind = hyper.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
         raise hyper.unsupported("rope.scaling.type", f"is {kind!r:.80}; supported: none, linear, yarn")
@@ -32,17 +43,18 @@ def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int, mode: RopeMode
     factor = hyper.number("rope.scale_linear", 0.0, _MAX_FACTOR, 0.0)
     factor = hyper.number("rope.scaling.factor", 0.0, _MAX_FACTOR, factor)
     magnitude = hyper.number("rope.scaling.attn_factor", 1e-6, _MAX_FACTOR, 1.0)
-    n_ctx_original = hyper.integer("rope.scaling.original_context_length", _MAX_CONTEXT, default=n_ctx_train)
+    n_ctx_original = hyper.integer("rope.scaling.original_context_length", MAX_CONTEXT, default=n_ctx_train)
     if kind == "none" or factor == 0.0:
         factor = 1.0
 
-    frequency = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    rope = plain_rope(dim, base)
+    frequency = rope.inverse_frequency
     if kind == "yarn":
         frequency, stretch = _yarn(hyper, frequency, base, factor, n_ctx_original)
         magnitude *= stretch
     else:
         frequency = frequency / factor
-    return RopeInfo(dim, frequency, np.zeros(dim // 2, np.int32), 1, magnitude, mode)
+    return dataclasses.replace(rope, inverse_frequency=frequency, magnitude=magnitude)
 
 
 def _yarn(

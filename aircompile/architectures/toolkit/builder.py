@@ -1,0 +1,149 @@
+"""Building the graph of one model file: operators are added in order, and take their weights by name.
+
+Tensors have GGUF's names. A `part` such as 'attn_q' stands for the tensors of that name in the current layer
+('blk.3.attn_q.weight'), or outside the layers for those of the whole model ('output_norm.weight').
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from aircompile.architectures.toolkit.hyperparameters import Hyperparameters
+from aircompile.architectures.toolkit.limits import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH
+from aircompile.architectures.toolkit.tensors import TensorTable
+from aircompile.frontends.gguf import GGUFModel
+from aircompile.graph import Graph, ModelInfo, Phase
+from aircompile.operators import Add, Gather, MatMul, Norm, Op
+from airrun.errors import ModelFileError
+
+_MAX_NAME = 200
+
+
+class Normalize(Protocol):
+    """A kind of norm with its epsilon: `norm(x, 'attn_norm')` adds one with the weights of that part."""
+
+    def __call__(self, x: str, part: str) -> str: ...
+
+
+class Builder:
+    """The graph of one model file as it grows.
+
+    Attributes
+    ----------
+    hyper, tensors
+        The file's hyperparameters and tensors; what is never taken from them is an error at the end.
+    n_embd, n_layers, n_ctx_train, n_vocab
+        Hyperparameters that every family has.
+    graph
+        Operators so far.
+    layer
+        The layer that operators are added to; -1 outside the layers.
+    """
+
+    def __init__(self, model: GGUFModel, architecture: str) -> None:
+        self.hyper = Hyperparameters(model, architecture)
+        self.tensors = TensorTable(model)
+        self.n_layers = self.hyper.integer("block_count", MAX_LAYERS)
+        self.n_embd = self.hyper.integer("embedding_length", MAX_WIDTH)
+        self.n_ctx_train = self.hyper.integer("context_length", MAX_CONTEXT)
+        self.n_vocab = _vocabulary_size(model, self.hyper)
+        info = ModelInfo(
+            name=_model_name(model),
+            architecture=architecture,
+            n_vocab=self.n_vocab,
+            n_embd=self.n_embd,
+            n_layers=self.n_layers,
+            n_ctx_train=self.n_ctx_train,
+            n_params=sum(math.prod(tensor.shape) for tensor in model.tensors.values()),
+        )
+        self.graph = Graph(info, {}, ("logits",), model.files)
+        self.layer = -1
+        self._phase: Phase = "embed"
+
+    def finish(self) -> Graph:
+        """The finished graph. Raises ModelFileError or UnsupportedError for what was not understood of the file."""
+        self.hyper.finish()
+        self.tensors.finish()
+        return self.graph
+
+    def width(self, value: str) -> int:
+        """Columns of a value."""
+        return self.graph.values[value].width
+
+    def name(self, part: str) -> str:
+        """The full name of a part of the current layer."""
+        return f"blk.{self.layer}.{part}" if self.layer >= 0 else part
+
+    def has(self, part: str) -> bool:
+        """Whether the file has the matrix or vector of a part."""
+        return self.tensors.has(f"{self.name(part)}.weight")
+
+    def layers(self) -> Iterator[int]:
+        """Go through the layers: what is added meanwhile belongs to the current one."""
+        self._phase = "layer"
+        for layer in range(self.n_layers):
+            self.layer = layer
+            yield layer
+        self.layer, self._phase = -1, "head"
+
+    def add(self, output: str, op: Op, *inputs: str) -> str:
+        """Add an operator with one result; returns the name of that, which is prefixed with the layer."""
+        name = f"layers.{self.layer}.{output}" if self.layer >= 0 else output
+        for tensor in op.tensors():
+            self.graph.weights[tensor] = self.tensors.taken[tensor]
+        self.graph.add(op, inputs, (name,), layer=self.layer, phase=self._phase)
+        return name
+
+    # parts that every family has
+
+    def embedding(self) -> str:
+        """Rows of the token embedding."""
+        table = self.tensors.matrix("token_embd.weight", self.n_vocab, self.n_embd)
+        return self.add("embedding", Gather(table))
+
+    def linear(self, x: str, part: str, n_rows: int, output: str | None = None) -> str:
+        """``x @ weight.T``, plus the bias if the file has one."""
+        weight = self.tensors.matrix(f"{self.name(part)}.weight", n_rows, self.width(x))
+        bias = self.tensors.optional_vector(f"{self.name(part)}.bias", n_rows)
+        return self.add(output or part, MatMul((weight,), (bias,)), x)
+
+    def rms_norm(self) -> Normalize:
+        """Root-mean-square norms with the model's epsilon."""
+        eps = self.hyper.number("attention.layer_norm_rms_epsilon", 1e-30, 1.0)
+
+        def norm(x: str, part: str) -> str:
+            return self.add(part, Norm(self.tensors.vector(f"{self.name(part)}.weight", self.width(x)), eps), x)
+
+        return norm
+
+    def residual(self, hidden: str, x: str, output: str) -> str:
+        """The residual stream after a sub-layer."""
+        return self.add(output, Add(), hidden, x)
+
+    def logits(self, x: str) -> str:
+        """The output matrix: one of its own, or the embedding."""
+        own = self.tensors.has("output.weight")
+        weight = self.tensors.matrix("output.weight" if own else "token_embd.weight", self.n_vocab, self.n_embd)
+        return self.add("logits", MatMul((weight,), (self.tensors.optional_vector("output.bias", self.n_vocab),)), x)
+
+
+def _model_name(model: GGUFModel) -> str:
+    """The name the file gives itself, fit to be printed on a line; else the file's."""
+    name = model.metadata.get("general.name")
+    if not isinstance(name, str) or not name.strip():
+        return model.files[0].path.stem
+    return "".join(c if c.isprintable() else " " for c in name[:_MAX_NAME])
+
+
+def _vocabulary_size(model: GGUFModel, hyper: Hyperparameters) -> int:
+    """The length of the vocabulary; a file without one says it in a key, or shows it by the embedding."""
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None:
+        if not isinstance(tokens, list) or not 0 < len(tokens) <= MAX_VOCAB:
+            raise ModelFileError(f"{hyper.path}: tokenizer.ggml.tokens is not a list of 1 to {MAX_VOCAB} texts")
+        return len(tokens)
+    embedding = model.tensors.get("token_embd.weight")
+    rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
+    return hyper.integer("vocab_size", MAX_VOCAB, default=rows)

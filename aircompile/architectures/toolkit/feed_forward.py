@@ -1,0 +1,32 @@
+"""Dense feed-forward sub-layers."""
+
+from __future__ import annotations
+
+from aircompile.architectures.toolkit.builder import Builder
+from aircompile.architectures.toolkit.limits import MAX_WIDTH
+from aircompile.operators import Activation, Function, Multiply, Slice
+
+
+def read_width(b: Builder) -> int:
+    """Width of the feed-forward sub-layers, which must be dense and of one width."""
+    n_experts = b.hyper.integer("expert_count", MAX_WIDTH, low=0, default=0)
+    if n_experts > 0:
+        raise b.hyper.unsupported("expert_count", f"is {n_experts}: mixtures of experts are not supported")
+    return b.hyper.uniform_integer("feed_forward_length", MAX_WIDTH, b.n_layers)
+
+
+def gated(b: Builder, x: str, n_ff: int, kind: Function) -> str:
+    """``down(activation(gate(x)) * up(x))``; where the file has no gate, it is the first half of `up`."""
+    if b.has("ffn_gate"):
+        gate, up = b.linear(x, "ffn_gate", n_ff, "gate"), b.linear(x, "ffn_up", n_ff, "up")
+    else:
+        both = b.linear(x, "ffn_up", 2 * n_ff, "gate_up")
+        gate, up = b.add("gate", Slice(0, n_ff), both), b.add("up", Slice(n_ff, n_ff), both)
+    gate = b.add("gate_activation", Activation(kind), gate)
+    return b.linear(b.add("gated", Multiply(), gate, up), "ffn_down", b.n_embd, "down")
+
+
+def plain(b: Builder, x: str, n_ff: int, kind: Function) -> str:
+    """``down(activation(up(x)))``."""
+    x = b.add("activation", Activation(kind), b.linear(x, "ffn_up", n_ff, "up"))
+    return b.linear(x, "ffn_down", b.n_embd, "down")

@@ -1,0 +1,94 @@
+"""Kernels that work element by element on one or two values.
+
+Tasks are chunks of `chunk` columns (a multiple of 32), row by row, so that threads can share one row.
+p0, p1 inputs float32, in rows of so many floats (0: the same row for every token); p2 out: float32 (no digits), or
+quantized rows. An input may be the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from airkernels.cpu.activations import GROUP
+from airkernels.cpu.functions import Parameters, apply, gate
+from airkernels.cpu.isa import VectorIsa
+from airkernels.cpu.program import Expr, Kernel, Region, const, define, let, loop, splat
+from airkernels.cpu.rounding import QuantizedOut, row_of
+
+Combine = Callable[[Sequence[Region], Expr, int], Expr]
+"""Builds `lanes` neighbouring results, from a column on, out of the rows of the inputs."""
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Columns of a row; floats between rows of each input and of the output; columns per task; digits of the result."""
+
+    n: int
+    strides: tuple[int, ...]
+    out_stride: int
+    chunk: int
+    digits: int = 0
+
+
+def activation(name: str, isa: VectorIsa, shape: RowShape, kind: str, parameters: Parameters) -> tirx.PrimFunc:
+    """out = function(x); see `functions.apply`."""
+    return _elementwise(name, isa, shape, lambda x, at, lanes: apply(kind, parameters, x[0].load(at, lanes), isa))
+
+
+def gated(name: str, isa: VectorIsa, shape: RowShape, kind: str, parameters: Parameters) -> tirx.PrimFunc:
+    """out = function(gate, up); see `functions.gate`."""
+
+    def combine(inputs: Sequence[Region], at: Expr, lanes: int) -> Expr:
+        return gate(kind, parameters, inputs[0].load(at, lanes), inputs[1].load(at, lanes), isa)
+
+    return _elementwise(name, isa, shape, combine)
+
+
+def add(name: str, isa: VectorIsa, shape: RowShape, scale: float) -> tirx.PrimFunc:
+    """out = a + scale * b."""
+
+    def combine(inputs: Sequence[Region], at: Expr, lanes: int) -> Expr:
+        a, b = (x.load(at, lanes) for x in inputs)
+        return a + b if scale == 1.0 else isa.fused_multiply_add(b, splat(const(scale, "float32"), lanes), a)
+
+    return _elementwise(name, isa, shape, combine)
+
+
+def multiply(name: str, isa: VectorIsa, shape: RowShape, single: bool) -> tirx.PrimFunc:
+    """out = a * b, or all of a times the only element of b (`single`)."""
+
+    def combine(inputs: Sequence[Region], at: Expr, lanes: int) -> Expr:
+        a, b = inputs
+        return a.load(at, lanes) * (splat(b.load(0), lanes) if single else b.load(at, lanes))
+
+    return _elementwise(name, isa, shape, combine)
+
+
+def _elementwise(name: str, isa: VectorIsa, shape: RowShape, combine: Combine) -> tirx.PrimFunc:
+    n, chunk = shape.n, shape.chunk
+    n_chunks = -(-n // chunk)
+
+    def body(k: Kernel) -> None:
+        with loop(k.end, k.begin) as task:
+            row = let(tirx.indexdiv(task, n_chunks))
+            first = let(tirx.indexmod(task, n_chunks) * chunk)
+            stop = let(tirx.min(first + chunk, n))
+            inputs = [row_of(k, i, row, stride) for i, stride in enumerate(shape.strides)]
+            if shape.digits:
+                out = QuantizedOut(k.pointers[2], row, n, shape.digits, isa)
+                with loop(tirx.indexdiv(stop, GROUP), tirx.indexdiv(first, GROUP)) as group:
+                    out.write_group(group, lambda at, width: combine(inputs, at, width))
+                return
+            floats = row_of(k, 2, row, shape.out_stride)
+            whole = let(tirx.indexdiv(stop - first, isa.lanes))
+            with loop(whole) as i:
+                at = first + i * isa.lanes
+                floats.store(at, combine(inputs, at, isa.lanes))
+            if n % isa.lanes:
+                with loop(stop, first + whole * isa.lanes) as at:
+                    floats.store(at, combine(inputs, at, 1))
+
+    return define(name, body)

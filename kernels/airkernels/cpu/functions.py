@@ -1,0 +1,159 @@
+"""Functions of single elements, in float32 to within a few units in the last place.
+
+GELU with tanh is computed as ``x / (1 + exp(-2u))``, which it equals. Error function and hyperbolic tangent are the
+rational approximations that Eigen uses (``generic_fast_erf_float``, ``generic_fast_tanh_float``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+
+from airkernels.cpu.isa import VectorIsa
+from airkernels.cpu.program import Expr, const, lanes_of, let, splat
+from airkernels.cpu.vectors import exp
+
+Parameters = tuple[float, ...]
+
+_TANH_LIMIT = 7.90531110763549805
+_TANH_NUMERATOR = (
+    *(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08),
+    *(1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
+)
+_TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+_ERF_LIMIT = 4.0
+_ERF_NUMERATOR = (
+    *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05),
+    *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
+)
+_ERF_DENOMINATOR = (
+    *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03),
+    *(-7.37332916720468e-03, -1.42647390514189e-02),
+)
+_SMALL_EXPONENT = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2)
+"""(exp(x) - 1 - x) / x^2 for |x| < 1/2, highest power first."""
+
+
+def _constant(value: float, like: Expr) -> Expr:
+    return splat(const(value, "float32"), lanes_of(like))
+
+
+def _polynomial(x: Expr, coefficients: Sequence[float], isa: VectorIsa) -> Expr:
+    value = _constant(coefficients[0], x)
+    for coefficient in coefficients[1:]:
+        value = isa.fused_multiply_add(value, x, _constant(coefficient, x))
+    return value
+
+
+def _clamp(x: Expr, low: float, high: float) -> Expr:
+    return tirx.max(tirx.min(x, _constant(high, x)), _constant(low, x))
+
+
+def _rational(x: Expr, limit: float, numerator: Sequence[float], denominator: Sequence[float], isa: VectorIsa) -> Expr:
+    """x P(x^2) / Q(x^2), with x clamped to +-limit."""
+    x = let(_clamp(x, -limit, limit))
+    square = let(x * x)
+    return x * _polynomial(square, numerator, isa) / _polynomial(square, denominator, isa)
+
+
+def tanh(x: Expr, isa: VectorIsa) -> Expr:
+    return _rational(x, _TANH_LIMIT, _TANH_NUMERATOR, _TANH_DENOMINATOR, isa)
+
+
+def sigmoid(x: Expr, isa: VectorIsa) -> Expr:
+    """1 / (1 + e^-x)."""
+    one = _constant(1.0, x)
+    return one / (one + exp(_constant(0.0, x) - x, isa))
+
+
+def silu(x: Expr, isa: VectorIsa) -> Expr:
+    """x / (1 + e^-x) (Elfwing et al. 2017)."""
+    return _sigmoid_times(let(x), lambda x: x, isa)
+
+
+def gelu(x: Expr, isa: VectorIsa) -> Expr:
+    """x Phi(x) (Hendrycks & Gimpel 2016)."""
+    x = let(x)
+    erf = _rational(x * _constant(math.sqrt(0.5), x), _ERF_LIMIT, _ERF_NUMERATOR, _ERF_DENOMINATOR, isa)
+    return _constant(0.5, x) * x * (_constant(1.0, x) + erf)
+
+
+def gelu_tanh(x: Expr, isa: VectorIsa) -> Expr:
+    """x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, the approximation of `gelu`."""
+
+    def twice_inner(x: Expr) -> Expr:
+        cubic = isa.fused_multiply_add(x * x, _constant(0.044715, x), _constant(1.0, x))
+        return x * cubic * _constant(2 * math.sqrt(2 / math.pi), x)
+
+    return _sigmoid_times(let(x), twice_inner, isa)
+
+
+def gelu_quick(x: Expr, isa: VectorIsa) -> Expr:
+    """x sigmoid(1.702 x)."""
+    return _sigmoid_times(let(x), lambda x: x * _constant(1.702, x), isa)
+
+
+def _sigmoid_times(x: Expr, inner: Callable[[Expr], Expr], isa: VectorIsa) -> Expr:
+    """x / (1 + exp(-inner(x)))."""
+    return x / (_constant(1.0, x) + exp(_constant(0.0, x) - inner(x), isa))
+
+
+def relu(x: Expr) -> Expr:
+    return tirx.max(x, _constant(0.0, x))
+
+
+def relu_squared(x: Expr) -> Expr:
+    """max(x, 0)^2 (So et al. 2021)."""
+    positive = let(relu(x))
+    return positive * positive
+
+
+def softcap(x: Expr, cap: float, isa: VectorIsa) -> Expr:
+    """cap tanh(x / cap): within +-cap (Gemma 2)."""
+    return _constant(cap, x) * tanh(x * _constant(1 / cap, x), isa)
+
+
+def xielu(x: Expr, isa: VectorIsa, alpha_p: float, alpha_n: float, beta: float, eps: float) -> Expr:
+    """alpha_p x^2 + beta x where x > 0, else alpha_n (exp(min(x, eps)) - 1 - x) + beta x (Huang & Schlag 2025)."""
+    x = let(x)
+    low = let(tirx.min(x, _constant(eps, x)))
+    one, zero = _constant(1.0, x), _constant(0.0, x)
+    near = low * low * _polynomial(low, _SMALL_EXPONENT, isa) + (low - x)
+    bend = tirx.Select(low > _constant(-0.5, x), near, exp(low, isa) - one - x)
+    curve = tirx.Select(x > zero, _constant(alpha_p, x) * x * x, _constant(alpha_n, x) * bend)
+    return curve + _constant(beta, x) * x
+
+
+def swiglu_oai(gate: Expr, up: Expr, isa: VectorIsa, alpha: float, limit: float) -> Expr:
+    """g sigmoid(alpha g) (u + 1) with g at most `limit` and u within +-limit (gpt-oss)."""
+    gate = let(tirx.min(gate, _constant(limit, gate)))
+    bounded = _clamp(up, -limit, limit)
+    return _sigmoid_times(gate, lambda g: g * _constant(alpha, g), isa) * (bounded + _constant(1.0, gate))
+
+
+def apply(kind: str, parameters: Parameters, x: Expr, isa: VectorIsa) -> Expr:
+    """A function by name, with the parameters that its family of functions has."""
+    plain: dict[str, Callable[[], Expr]] = {
+        "silu": lambda: silu(x, isa),
+        "gelu": lambda: gelu(x, isa),
+        "gelu_tanh": lambda: gelu_tanh(x, isa),
+        "gelu_quick": lambda: gelu_quick(x, isa),
+        "relu": lambda: relu(x),
+        "relu2": lambda: relu_squared(x),
+        "sigmoid": lambda: sigmoid(x, isa),
+        "tanh": lambda: tanh(x, isa),
+        "scale": lambda: x * _constant(parameters[0], x),
+        "clamp": lambda: _clamp(x, parameters[0], parameters[1]),
+        "softcap": lambda: softcap(x, parameters[0], isa),
+        "xielu": lambda: xielu(x, isa, *parameters),
+    }
+    return plain[kind]()
+
+
+def gate(kind: str, parameters: Parameters, x: Expr, up: Expr, isa: VectorIsa) -> Expr:
+    """A gated activation by name: a function of the gate times `up`, unless it is one of its own."""
+    if kind == "swiglu_oai":
+        return swiglu_oai(x, up, isa, *parameters)
+    return apply(kind, parameters, x, isa) * up
