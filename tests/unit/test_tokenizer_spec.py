@@ -56,6 +56,9 @@ def spm_metadata(**changes: Any) -> dict[str, Any]:
     return metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
 
 
+THREE_TOKENS = {"tokens": ["a", "b", "c"], "token_type": [1, 1, 1], "bos_token_id": None, "eos_token_id": None}
+
+
 def make(metadata: dict[str, Any]) -> Tokenizer:
     return Tokenizer(TokenizerSpec.from_bytes(TokenizerSpec.from_metadata(metadata).to_bytes()))
 
@@ -132,7 +135,9 @@ def test_defaults_follow_llama_cpp() -> None:
     spm = make(spm_metadata()).spec
     assert (spm.bos_id, spm.eos_id, spm.unk_id, spm.add_bos, spm.add_space_prefix) == (1, 2, 0, True, True)
     assert make(bpe_metadata(bos_token_id=0xFFFFFFFF)).spec.bos_id == 11
-    assert make(bpe_metadata(tokens=[*CHAR_OF_BYTE, *["x", ""] * 6])).spec.tokens[257] == "[EMPTY_257]"
+    assert (
+        make(bpe_metadata(tokens=[*CHAR_OF_BYTE, "xx", "", *map(str, range(10, 20))])).spec.tokens[257] == "[EMPTY_257]"
+    )
 
 
 def test_turn_ends_are_found_by_text() -> None:
@@ -163,11 +168,23 @@ def test_strings_may_be_bytes_and_invalid_utf8() -> None:
     [
         ({"pre": "no-such"}, UnsupportedError, "no-such"),
         ({"pre": None}, UnsupportedError, "names no pre-tokenizer"),
-        ({"model": "t5"}, UnsupportedError, "t5"),
-        ({"model": "plamo2"}, UnsupportedError, "plamo2"),
+        ({"model": "t6"}, UnsupportedError, "t6"),
+        ({"model": "none"}, UnsupportedError, "no vocabulary"),
+        ({"model": "plamo2"}, ModelFileError, "no token for byte <0x00>"),
+        ({"model": "bert", **THREE_TOKENS}, ModelFileError, "adds a BOS"),
+        ({"model": "bert", **THREE_TOKENS, "bos_token_id": 1}, ModelFileError, "adds a SEP"),
+        (
+            {"model": "bert", **THREE_TOKENS, "bos_token_id": 1, "seperator_token_id": 2},
+            ModelFileError,
+            "no token for unknown words",
+        ),
+        ({"model": "t5", "unknown_token_id": 2, "precompiled_charsmap": [1, 0]}, ModelFileError, "character map"),
+        ({"model": "t5", "precompiled_charsmap": ["x"]}, ModelFileError, "array of bytes"),
+        ({"model": "t5", "precompiled_charsmap": b"x"}, ModelFileError, "not an array"),
         ({"model": None}, ModelFileError, "tokenizer.ggml.model"),
         ({"tokens": None}, ModelFileError, "tokens"),
         ({"tokens": []}, ModelFileError, "tokens"),
+        ({"tokens": ["a", "b", "a"]}, ModelFileError, "'a' is both token 0 and token 2"),
         ({"tokens": [1, 2]}, ModelFileError, "text was expected"),
         ({"merges": None}, ModelFileError, "merges is missing"),
         ({"merges": "a b"}, ModelFileError, "not an array"),
@@ -189,7 +206,14 @@ def test_token_out_of_range() -> None:
             make(bpe_metadata()).decode([token])
 
 
-PACKED = [TokenizerSpec.from_metadata(m).to_bytes() for m in (bpe_metadata(), spm_metadata())]
+PACKED = [
+    TokenizerSpec.from_metadata(m).to_bytes()
+    for m in (
+        bpe_metadata(),
+        spm_metadata(),
+        spm_metadata(model="t5", precompiled_charsmap=[4, 0, 0, 0, 0, 4, 0, 0, 0]),
+    )
+]
 
 
 def test_limits_of_packed_bytes() -> None:
@@ -201,6 +225,8 @@ def test_limits_of_packed_bytes() -> None:
         "header": good[:5],
         "magic": b"XXXX" + good[4:],
         "newer|version": HEADER.pack(magic, version + 1, reserved, length) + body,
+        "too old": HEADER.pack(magic, version - 1, reserved, length) + body,
+        "impossible header": HEADER.pack(magic, 0, reserved, length) + body,
         "at most": HEADER.pack(magic, version, reserved, 1 << 31) + body,
         "length": HEADER.pack(magic, version, reserved, length) + bomb,
         "length ": good + b"x",

@@ -1,4 +1,4 @@
-"""Tokenizers from GGUF metadata: byte-level BPE and SentencePiece-style (SPM), token for token like llama.cpp."""
+"""Tokenizers from GGUF metadata: every kind the format knows, token for token like llama.cpp."""
 
 from airrun.tokenizer.spec import TokenizerSpec
 from airrun.tokenizer.stream import StreamDecoder

@@ -14,57 +14,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.tokenizer.byte_alphabet import CHAR_OF_BYTE, spell, unspell
+from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
 from airrun.tokenizer.merging import cut_where_nothing_joins, merge_symbols, pair_keys
 from airrun.tokenizer.pretokenizers import find_pre_tokenizer
 from airrun.tokenizer.spec import MergeTable, TokenizerSpec, TokenType
+from airrun.tokenizer.strings import SPACE_MARK, spaces_for_marks
 
 if TYPE_CHECKING:
     from airrun.tokenizer.merging import Keys
 
-# Words beyond this are cut where no merge joins before they are merged; longer ones are also not remembered.
-_LONG_WORD = 48
-_MAX_REMEMBERED = 1 << 16
 # A character without a symbol of its own takes its code point above this: no merge knows it.
 _UNKNOWN = 1 << 31
-_SPACE_MARK = "\u2581"
 
 
-class _Pairs(dict[int, tuple[int, int] | None]):
-    """(left << 32 | right) -> (rank, result) or None, filled from the sorted table when asked."""
+class _Pairs(Memo[int, tuple[int, int] | None]):
+    """(left << 32 | right) -> (rank, result) or None, from the sorted table."""
 
     def __init__(self, table: MergeTable) -> None:
-        super().__init__()
+        super().__init__(self._find)
         self._keys = array("Q", pair_keys(table.left, table.right).tobytes())
         self._ranks = table.rank
         self._results = table.result
 
-    def __missing__(self, key: int) -> tuple[int, int] | None:
-        if len(self) >= _MAX_REMEMBERED:
-            self.clear()
+    def _find(self, key: int) -> tuple[int, int] | None:
         at = bisect_left(self._keys, key)
-        found = None
         if at < len(self._keys) and self._keys[at] == key:
-            found = int(self._ranks[at]), int(self._results[at])
-        self[key] = found
-        return found
-
-
-class _Symbols(dict[str, int]):
-    """Character -> symbol id for models that are spelled in characters."""
-
-    def __init__(self, index: dict[str, int], extra: dict[str, int]) -> None:
-        super().__init__()
-        self._index = index
-        self._extra = extra
-
-    def __missing__(self, char: str) -> int:
-        if len(self) >= _MAX_REMEMBERED:
-            self.clear()
-        found = self._index.get(char)
-        if found is None:
-            found = self._extra.get(char, _UNKNOWN | ord(char))
-        self[char] = found
-        return found
+            return int(self._ranks[at]), int(self._results[at])
+        return None
 
 
 class BpeModel:
@@ -73,7 +49,7 @@ class BpeModel:
     def __init__(self, spec: TokenizerSpec) -> None:
         self._spec = spec
         self._pre = find_pre_tokenizer(spec.pre)
-        self._remembered: dict[str, list[int]] = {}
+        self._words = Memo(self._encode_word)
 
     @cached_property
     def _pairs(self) -> _Pairs:
@@ -85,9 +61,11 @@ class BpeModel:
 
     @cached_property
     def _symbols(self) -> dict[str, int]:
+        """Character -> symbol id."""
         merges, n = self._spec.merges, self._spec.n_tokens
         if not self._pre.byte_level:
-            return _Symbols(self._index, {text: n + i for i, text in enumerate(merges.extra)})
+            index, extra = self._index, {text: n + i for i, text in enumerate(merges.extra)}
+            return Memo(lambda char: index[char] if char in index else extra.get(char, _UNKNOWN | ord(char)))
         none = n + len(merges.extra)
         spelled = zip(CHAR_OF_BYTE, merges.byte_symbols.tolist(), strict=True)
         return {char: symbol if symbol < none else _UNKNOWN | ord(char) for char, symbol in spelled}
@@ -104,18 +82,11 @@ class BpeModel:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` (not empty), which is taken literally."""
         if self._pre.escape_spaces:
-            text = text.replace(" ", _SPACE_MARK)
+            text = text.replace(" ", SPACE_MARK)
         out: list[int] = []
-        remembered = self._remembered
+        words = self._words
         for word in self._pre.split(text):
-            ids = remembered.get(word)
-            if ids is None:
-                ids = self._encode_word(word)
-                if len(word) <= _LONG_WORD:
-                    if len(remembered) >= _MAX_REMEMBERED:
-                        remembered.clear()
-                    remembered[word] = ids
-            out += ids
+            out += words[word] if len(word) <= MAX_REMEMBERED_LENGTH else self._encode_word(word)
         return out
 
     def _encode_word(self, word: str) -> list[int]:
@@ -125,15 +96,12 @@ class BpeModel:
             whole = self._index.get(spelled)
             if whole is not None:
                 return [whole]
-        if len(spelled) <= _LONG_WORD:
+        if len(spelled) <= MAX_REMEMBERED_LENGTH:
             return self._merge(spelled)
         out: list[int] = []
-        known: dict[str, list[int]] = {}
+        known = Memo(self._merge)
         for piece in cut_where_nothing_joins(spelled, self._joinable):
-            ids = known.get(piece)
-            if ids is None:
-                ids = known[piece] = self._merge(piece)
-            out += ids
+            out += known[piece]
         return out
 
     def _merge(self, spelled: str) -> list[int]:
@@ -164,6 +132,6 @@ class BpeModel:
         raw = self._spec.tokens.raw(token)
         if self._spec.token_types[token] != TokenType.NORMAL:
             return raw
-        if self._pre.escape_spaces:
-            return raw.replace(_SPACE_MARK.encode(), b" ")
-        return unspell(raw.decode("utf-8", "surrogateescape"))
+        if self._pre.byte_level:
+            return unspell(raw.decode("utf-8", "surrogateescape"))
+        return spaces_for_marks(raw) if self._pre.escape_spaces else raw

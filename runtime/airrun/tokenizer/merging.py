@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, TypeVar
 
@@ -91,6 +91,14 @@ def pair_keys(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> Keys:
 def code_points(text: str) -> NDArray[np.uint32]:
     """Code points of `text`, uint32 [len(text)]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def inner_pairs(texts: Sequence[str]) -> Keys:
+    """Keys (`pair_keys`) of the neighbouring characters inside some text, uint64 [m], ascending."""
+    points = code_points("".join(texts))
+    keys = pair_keys(points[:-1], points[1:])
+    ends = np.cumsum([len(t) for t in texts])[:-1]
+    return np.unique(np.delete(keys, ends - 1))
 
 
 def cut_where_nothing_joins(text: str, joinable: Keys) -> list[str]:

@@ -9,21 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airrun.errors import ModelFileError, UnsupportedError
+from airrun.tokenizer import spec as kinds
 from airrun.tokenizer.merge_table import build_merge_table
 from airrun.tokenizer.pretokenizers import PreTokenizer, find_pre_tokenizer
 from airrun.tokenizer.spec import (
+    MAX_CHARSMAP_BYTES,
     MAX_TOKEN_BYTES,
     MAX_TOKENS,
-    MODEL_BPE,
-    MODEL_SPM,
     MergeTable,
     TokenizerSpec,
     TokenType,
 )
 from airrun.tokenizer.special import SpecialTokens, find_special_tokens
 from airrun.tokenizer.strings import PackedStrings, decode_text, encode_text
+from airrun.tokenizer.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."
+# A tokenizer model of its own in files, BPE with a pre-tokenizer of this name in fact.
+_GEMMA4 = "gemma4"
 
 # The GGUF key of each id ("seperator" is spelled so in the specification); the later of two keys wins.
 _ID_KEYS = {
@@ -50,16 +53,15 @@ _FIM = {"prefix": "prefix", "suffix": "suffix", "middle": "middle"} | {
 # What converters write for "there is no such token".
 _NO_ID = (-1, 0xFFFFFFFF)
 
-_KIND_NAMES = {
-    "bert": "bert (WordPiece)",
-    "t5": "t5 (Unigram)",
-    "rwkv": "rwkv",
-    "plamo2": "plamo2",
-    "hybriddna": "hybriddna",
-    "whitespace": "whitespace",
-    "no_vocab": "no_vocab (the file has no vocabulary)",
-    "none": "none (the file has no vocabulary)",
+# What llama.cpp assumes where a file names no id.
+_DEFAULT_IDS: dict[str, dict[str, int]] = {
+    kinds.MODEL_SPM: {"bos": 1, "eos": 2, "unk": 0},
+    kinds.MODEL_WPM: {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
+    kinds.MODEL_UGM: {"eos": 1, "unk": 2, "pad": 0},
+    kinds.MODEL_PLAMO2: {"bos": 1, "eos": 2, "unk": 0, "pad": 3},
+    **{model: {"bos": 11, "eos": 11} for model in kinds.MERGE_MODELS},
 }
+_WITHOUT_VOCABULARY = ("none", "no_vocab")
 
 
 def spec_from_metadata(metadata: Mapping[str, object]) -> TokenizerSpec:
@@ -67,39 +69,41 @@ def spec_from_metadata(metadata: Mapping[str, object]) -> TokenizerSpec:
     kind = _text(metadata, _PREFIX + "model")
     if kind is None:
         raise ModelFileError(f"the file has no tokenizer: {_PREFIX}model is missing")
-    if kind not in (MODEL_SPM, MODEL_BPE, "gemma4"):
-        raise UnsupportedError(f"tokenizer model {_KIND_NAMES.get(kind, repr(kind))} is not supported yet")
-    is_spm = kind == MODEL_SPM
-    pre_name = "gemma4" if kind == "gemma4" else _text(metadata, _PREFIX + "pre")
-    pre = None if is_spm else find_pre_tokenizer(pre_name)
+    if kind in _WITHOUT_VOCABULARY:
+        raise UnsupportedError(f"the file has no vocabulary ({_PREFIX}model is {kind!r})")
+    model = kinds.MODEL_BPE if kind == _GEMMA4 else kind
+    if model not in kinds.MODELS:
+        known = ", ".join(sorted(kinds.MODELS | {_GEMMA4}))
+        raise UnsupportedError(f"unknown tokenizer model {kind!r} ({_PREFIX}model); supported are {known}")
+    pre_name = _GEMMA4 if kind == _GEMMA4 else _text(metadata, _PREFIX + "pre")
+    pre = find_pre_tokenizer(pre_name) if model in kinds.MERGE_MODELS else None
 
     texts = _tokens(metadata)
     n = len(texts)
-    index = {text: i for i, text in enumerate(texts)}
-    defaults: dict[str, int] = {}
-    if is_spm:
-        defaults = {"bos": 1, "eos": 2, "unk": 0}
-    elif kind == MODEL_BPE:
-        defaults = {"bos": 11, "eos": 11}
-        if pre is not None and not pre.default_bos:
-            del defaults["bos"]
+    index = _index(texts)
+    defaults = {} if kind == _GEMMA4 else dict(_DEFAULT_IDS.get(model, {}))
+    if pre is not None and not pre.default_bos:
+        defaults.pop("bos", None)
     ids = _ids(metadata, defaults, n)
     types = _token_types(metadata, n)
     special = find_special_tokens(
         index, types, ids, pre_name or "", _name(metadata, "general.name"), _name(metadata, "general.architecture")
     )
-    return TokenizerSpec(
-        model=MODEL_SPM if is_spm else MODEL_BPE,
-        pre="default" if is_spm or pre_name is None else pre_name,
+    spec = TokenizerSpec(
+        model=model,
+        pre="default" if pre is None or pre_name is None else pre_name,
         tokens=PackedStrings.pack(encode_text(t) for t in texts),
-        scores=_scores(metadata, n) if is_spm else np.zeros(0, np.float32),
+        scores=_scores(metadata, n) if model in kinds.SCORE_MODELS else np.zeros(0, np.float32),
         token_types=types,
         merges=_merges(metadata, pre, index, n) if pre is not None else MergeTable.empty(),
         **_special_ids(special),
-        **_flags(metadata, pre, ids),
+        **_flags(metadata, model, pre, ids),
+        charsmap=_charsmap(metadata) if model == kinds.MODEL_UGM else b"",
         chat_template=_text(metadata, "tokenizer.chat_template"),
         chat_templates=_named_templates(metadata),
     )
+    Tokenizer(spec)  # a vocabulary that its model cannot use is refused here, by the compiler
+    return spec
 
 
 def _special_ids(special: SpecialTokens) -> dict[str, Any]:
@@ -112,20 +116,43 @@ def _special_ids(special: SpecialTokens) -> dict[str, Any]:
     }
 
 
-def _flags(metadata: Mapping[str, object], pre: PreTokenizer | None, ids: Mapping[str, int]) -> dict[str, Any]:
-    is_spm = pre is None
-    flags = {
-        "add_bos": _flag(metadata, "add_bos_token", pre.add_bos if pre is not None else True),
-        "add_eos": _flag(metadata, "add_eos_token", False),
-        "add_space_prefix": _flag(metadata, "add_space_prefix", is_spm),
-        "remove_extra_whitespaces": _flag(metadata, "remove_extra_whitespaces", False),
-    }
-    if pre is not None and pre.force_bos:
-        flags["add_bos"] = True
-    for name in ("bos", "eos"):
-        if flags[f"add_{name}"] and name not in ids:
+def _flags(
+    metadata: Mapping[str, object], model: str, pre: PreTokenizer | None, ids: Mapping[str, int]
+) -> dict[str, Any]:
+    if model == kinds.MODEL_WPM:
+        adds = {"bos": True, "sep": True}
+    elif model in (kinds.MODEL_RWKV, kinds.MODEL_PLAMO2):
+        adds = {}
+    else:
+        by_default = pre.add_bos if pre is not None else model == kinds.MODEL_SPM
+        adds = {
+            "bos": _flag(metadata, "add_bos_token", by_default) or (pre is not None and pre.force_bos),
+            "eos": _flag(metadata, "add_eos_token", model == kinds.MODEL_UGM),
+        }
+    for name, added in adds.items():
+        if added and name not in ids:
             raise ModelFileError(f"the tokenizer adds a {name.upper()} token but the file names none")
-    return flags
+    lowercase = _flag(metadata, "normalizer.lowercase", pre is None or pre.lowercase)
+    return {
+        "add_bos": adds.get("bos", False),
+        "add_eos": adds.get("eos", False) or adds.get("sep", False),
+        "add_space_prefix": _flag(metadata, "add_space_prefix", model == kinds.MODEL_SPM),
+        "remove_extra_whitespaces": _flag(metadata, "remove_extra_whitespaces", False),
+        "lowercase": lowercase,
+        "strip_accents": _flag(metadata, "normalizer.strip_accents", lowercase),
+    }
+
+
+def _charsmap(metadata: Mapping[str, object]) -> bytes:
+    key = _PREFIX + "precompiled_charsmap"
+    values = _array(metadata, key)
+    if values is None:
+        return b""
+    if len(values) > MAX_CHARSMAP_BYTES:
+        raise ModelFileError(f"{key} has {len(values)} bytes, at most {MAX_CHARSMAP_BYTES} are supported")
+    if not all(isinstance(v, int) and -128 <= v <= 255 for v in values):
+        raise ModelFileError(f"{key} is not an array of bytes")
+    return bytes([v & 255 for v in values])  # type: ignore[operator]  # checked above
 
 
 def _tokens(metadata: Mapping[str, object]) -> list[str]:
@@ -141,6 +168,16 @@ def _tokens(metadata: Mapping[str, object]) -> list[str]:
         elif len(text) > MAX_TOKEN_BYTES // 4 and len(encode_text(text)) > MAX_TOKEN_BYTES:
             raise ModelFileError(f"token {i} is longer than {MAX_TOKEN_BYTES} bytes")
     return texts
+
+
+def _index(texts: Sequence[str]) -> dict[str, int]:
+    index = {text: i for i, text in enumerate(texts)}
+    if len(index) < len(texts):
+        first: dict[str, int] = {}
+        for i, text in enumerate(texts):
+            if first.setdefault(text, i) != i:
+                raise ModelFileError(f"{_PREFIX}tokens: {text!r} is both token {first[text]} and token {i}")
+    return index
 
 
 def _token_types(metadata: Mapping[str, object], n: int) -> NDArray[np.uint8]:

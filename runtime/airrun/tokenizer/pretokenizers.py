@@ -83,6 +83,8 @@ class PreTokenizer:
         Whether a BOS token is assumed when the file names none.
     force_bos : bool
         BOS is added whatever the file says.
+    lowercase : bool
+        Default of `tokenizer.ggml.normalizer.lowercase`, which only whitespace models heed.
     """
 
     steps: tuple[Step, ...]
@@ -93,6 +95,7 @@ class PreTokenizer:
     add_bos: bool = False
     default_bos: bool = True
     force_bos: bool = False
+    lowercase: bool = True
 
     def split(self, text: str) -> list[str]:
         """Cut `text` (not empty) into words; their concatenation is `text`."""
@@ -343,7 +346,7 @@ _KINDS: Final[tuple[tuple[PreTokenizer, tuple[str, ...]], ...]] = (
         ),
         ("minicpm5",),
     ),
-    (PreTokenizer(_steps(r"\S+"), byte_level=False), ("whitespace",)),
+    (PreTokenizer(_steps(r"\S+"), byte_level=False, lowercase=False), ("whitespace",)),
     (
         PreTokenizer(
             _steps(

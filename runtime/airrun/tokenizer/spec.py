@@ -14,13 +14,24 @@ from airrun.tokenizer.strings import PackedStrings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# `tokenizer.ggml.model` of the GGUF specification; Gemma 4's "gemma4" is "gpt2" with a pre-tokenizer of that name.
 MODEL_BPE = "gpt2"
 MODEL_SPM = "llama"
+MODEL_WPM = "bert"
+MODEL_UGM = "t5"
+MODEL_RWKV = "rwkv"
+MODEL_PLAMO2 = "plamo2"
+MODEL_WHITESPACE = "whitespace"
+MODEL_HYBRID_DNA = "hybriddna"
+MERGE_MODELS = frozenset([MODEL_BPE, MODEL_WHITESPACE, MODEL_HYBRID_DNA])
+SCORE_MODELS = frozenset([MODEL_SPM, MODEL_UGM, MODEL_PLAMO2])
+MODELS = MERGE_MODELS | SCORE_MODELS | {MODEL_WPM, MODEL_RWKV}
 
 # No vocabulary in use comes near these; they bound what a damaged file can make us allocate.
 MAX_TOKENS = 1 << 22
 MAX_MERGES = 1 << 23
 MAX_TOKEN_BYTES = (1 << 16) - 1
+MAX_CHARSMAP_BYTES = 1 << 22
 
 
 class TokenType(IntEnum):
@@ -71,12 +82,12 @@ class TokenizerSpec:
     Attributes
     ----------
     model : str
-        "gpt2" (byte pair encoding) or "llama" (SentencePiece-style merging by score, SPM).
+        One of `MODELS`.
     pre : str
-        Pre-tokenizer name; "default" for SPM, which has none.
+        Pre-tokenizer name; "default" for models without merges, which have none.
     tokens : PackedStrings
         Token texts as in the file (byte-level BPE in its printable alphabet); an empty one is `[EMPTY_<id>]`.
-    scores : float32 [n_tokens], or [0] for BPE
+    scores : float32 [n_tokens], or [0] for models that are not in `SCORE_MODELS`
     token_types : uint8 [n_tokens]
         `TokenType`, after llama.cpp's corrections for texts that look like control tokens.
     merges : MergeTable
@@ -87,7 +98,13 @@ class TokenizerSpec:
         Tokens that end a generation.
     lstrip_ids, rstrip_ids : frozenset of int
         Special tokens that swallow white space to their left or right.
-    add_bos, add_eos, add_space_prefix, remove_extra_whitespaces : bool
+    add_bos, add_eos : bool
+        Put BOS before and EOS (of WPM: SEP) after a text.
+    add_space_prefix, remove_extra_whitespaces : bool
+    lowercase, strip_accents : bool
+        Normalization of WPM and whitespace models.
+    charsmap : bytes
+        Compiled normalization rules of UGM models, see `Charsmap`; may be empty.
     chat_template : str or None
         Jinja source of the default template.
     chat_templates : mapping
@@ -116,6 +133,9 @@ class TokenizerSpec:
     add_eos: bool
     add_space_prefix: bool
     remove_extra_whitespaces: bool
+    lowercase: bool
+    strip_accents: bool
+    charsmap: bytes
     chat_template: str | None
     chat_templates: Mapping[str, str]
 

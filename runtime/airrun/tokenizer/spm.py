@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.errors import UnsupportedError
-from airrun.tokenizer.merging import code_points, cut_where_nothing_joins, merge_symbols, pair_keys
+from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
+from airrun.tokenizer.merging import cut_where_nothing_joins, inner_pairs, merge_symbols
 from airrun.tokenizer.spec import TokenizerSpec, TokenType
+from airrun.tokenizer.strings import SPACE_MARK, spaces_for_marks
 
 if TYPE_CHECKING:
     from airrun.tokenizer.merging import Keys
-
-_SPACE_MARK = "\u2581"
-_MAX_REMEMBERED = 1 << 16
-_LONG_PIECE = 48
 
 
 class SpmModel:
@@ -24,7 +22,7 @@ class SpmModel:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self._spec = spec
-        self._remembered: dict[str, list[int]] = {}
+        self._pieces = Memo(self._encode_piece)
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -43,24 +41,13 @@ class SpmModel:
     @cached_property
     def _joinable(self) -> Keys:
         """Keys of the character pairs inside tokens; no merge joins any other pair."""
-        points = code_points("".join(self._texts))
-        keys = pair_keys(points[:-1], points[1:])
-        ends = np.cumsum([len(t) for t in self._texts])[:-1]
-        return np.unique(np.delete(keys, ends - 1))
+        return inner_pairs(self._texts)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` (not empty), which is taken literally; spaces become U+2581."""
         out: list[int] = []
-        remembered = self._remembered
-        for piece in cut_where_nothing_joins(text.replace(" ", _SPACE_MARK), self._joinable):
-            ids = remembered.get(piece)
-            if ids is None:
-                ids = self._encode_piece(piece)
-                if len(piece) <= _LONG_PIECE:
-                    if len(remembered) >= _MAX_REMEMBERED:
-                        remembered.clear()
-                    remembered[piece] = ids
-            out += ids
+        for piece in cut_where_nothing_joins(text.replace(" ", SPACE_MARK), self._joinable):
+            out += self._pieces[piece] if len(piece) <= MAX_REMEMBERED_LENGTH else self._encode_piece(piece)
         return out
 
     def _encode_piece(self, piece: str) -> list[int]:
@@ -95,6 +82,4 @@ class SpmModel:
     def piece(self, token: int) -> bytes:
         """Bytes that an ordinary token stands for."""
         raw = self._spec.tokens.raw(token)
-        if self._spec.token_types[token] != TokenType.NORMAL:
-            return raw
-        return raw.replace(_SPACE_MARK.encode(), b" ")
+        return spaces_for_marks(raw) if self._spec.token_types[token] == TokenType.NORMAL else raw

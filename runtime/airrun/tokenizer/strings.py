@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
 
@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Offsets = NDArray[np.int64]
+
+SPACE_MARK: Final = "\u2581"
+"""What SentencePiece and its relatives write for a space inside tokens."""
+
+
+def spaces_for_marks(data: bytes) -> bytes:
+    """Bytes of a token text with U+2581 turned back into spaces."""
+    return data.replace(b"\xe2\x96\x81", b" ")
 
 
 def encode_text(text: str) -> bytes:
@@ -24,6 +32,11 @@ def encode_text(text: str) -> bytes:
 def decode_text(data: bytes) -> str:
     """Inverse of `encode_text`; never fails."""
     return data.decode("utf-8", "surrogateescape")
+
+
+def utf8_length(first: int) -> int:
+    """Length in bytes of a character that starts with byte `first`; 1 for a byte that starts none."""
+    return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
 
 
 class PackedStrings(Sequence[str]):

@@ -11,6 +11,8 @@ import unicodedata
 from bisect import bisect_right
 from typing import Final
 
+from airrun.tokenizer.memo import Memo
+
 # Stand-ins. White space becomes a vertical tab, which `\s` matches with re.ASCII.
 _SPACE: Final = "\x0b"
 _OTHER: Final = "\xd0"
@@ -98,27 +100,21 @@ _SINCE_UNICODE_14: Final = (
 )
 _SINCE_STARTS: Final = [first for first, _, _ in _SINCE_UNICODE_14]
 
-_MAX_REMEMBERED: Final = 1 << 16
 
-
-def _category(code: int) -> str:
-    """Major general category (Unicode 15.1) of a code point, one letter."""
+def category(code: int) -> str:
+    """Major general category (Unicode 15.1) of a code point, one letter; none where it is not assigned."""
     at = bisect_right(_SINCE_STARTS, code) - 1
     if at >= 0:
-        _, last, category = _SINCE_UNICODE_14[at]
+        _, last, since = _SINCE_UNICODE_14[at]
         if code <= last:
-            return category
-    return unicodedata.category(chr(code))[0]
+            return since
+    found = unicodedata.category(chr(code))
+    return "" if found == "Cn" else found[0]
 
 
-class _StandIns(dict[int, str]):
-    """Table for `str.translate` that learns a character when it first meets it."""
-
-    def __missing__(self, code: int) -> str:
-        if len(self) >= _MAX_REMEMBERED:
-            self.clear()
-        self[code] = stand_in = _stand_in(code)
-        return stand_in
+def is_white_space(code: int) -> bool:
+    """Whether a code point is white space (Unicode property White_Space)."""
+    return code in _WHITE_SPACE or code == 0x20 or 0x09 <= code <= 0x0D
 
 
 def _stand_in(code: int) -> str:
@@ -126,13 +122,13 @@ def _stand_in(code: int) -> str:
         return chr(code)
     if code in _WHITE_SPACE:
         return _SPACE
-    category = _category(code)
+    kind = category(code)
     if any(first <= code <= last for first, last in _HAN_RANGES):
-        return _HAN_LETTER if category == "L" else _HAN_OTHER
-    return _BY_CATEGORY.get(category, _OTHER)
+        return _HAN_LETTER if kind == "L" else _HAN_OTHER
+    return _BY_CATEGORY.get(kind, _OTHER)
 
 
-_STAND_INS: Final = _StandIns()
+_STAND_INS: Final = Memo(_stand_in)
 _ASCII_SPACES: Final = dict.fromkeys(_WHITE_SPACE, _SPACE)
 
 

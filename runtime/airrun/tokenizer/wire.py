@@ -16,11 +16,14 @@ import numpy as np
 from airrun.errors import PlanError
 from airrun.tokenizer.pretokenizers import PRE_TOKENIZERS
 from airrun.tokenizer.spec import (
+    MAX_CHARSMAP_BYTES,
     MAX_MERGES,
     MAX_TOKEN_BYTES,
     MAX_TOKENS,
-    MODEL_BPE,
-    MODEL_SPM,
+    MERGE_MODELS,
+    MODEL_WPM,
+    MODELS,
+    SCORE_MODELS,
     MergeTable,
     TokenizerSpec,
     TokenType,
@@ -31,12 +34,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAGIC: Final = b"ATOK"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HEADER: Final = struct.Struct("<4sHHI")  # magic, version, reserved, length after decompression
 _MAX_RAW_BYTES: Final = 64 << 20
 
 _ID_FIELDS: Final = ("bos_id", "eos_id", "eot_id", "eom_id", "unk_id", "pad_id", "sep_id", "mask_id")
-_FLAG_FIELDS: Final = ("add_bos", "add_eos", "add_space_prefix", "remove_extra_whitespaces")
+_FLAG_FIELDS: Final = (
+    "add_bos",
+    "add_eos",
+    "add_space_prefix",
+    "remove_extra_whitespaces",
+    "lowercase",
+    "strip_accents",
+)
 _FIM_NAMES: Final = frozenset(["prefix", "suffix", "middle", "pad", "repo", "separator"])
 
 
@@ -52,6 +62,7 @@ def spec_to_bytes(spec: TokenizerSpec) -> bytes:
         "n_extra": len(merges.extra),
         "extra_bytes": len(merges.extra.data),
         "n_byte_symbols": len(merges.byte_symbols),
+        "charsmap_bytes": len(spec.charsmap),
         "fim_ids": dict(sorted(spec.fim_ids.items())),
         "eog_ids": sorted(spec.eog_ids),
         "lstrip_ids": sorted(spec.lstrip_ids),
@@ -77,6 +88,7 @@ def spec_to_bytes(spec: TokenizerSpec) -> bytes:
             # a merge mostly makes the token that was trained at its rank, so this difference is nearly constant
             _to_planes(merges.result - merges.rank, 4),
             _to_planes(merges.byte_symbols, 3),
+            spec.charsmap,
         ]
     )
     return _HEADER.pack(_MAGIC, _VERSION, 0, len(raw)) + zlib.compress(raw, 9)
@@ -87,7 +99,7 @@ def spec_from_bytes(data: bytes | memoryview) -> TokenizerSpec:
     cursor = _Cursor(_decompress(memoryview(data)))
     head = _Head(cursor.take(struct.unpack("<I", cursor.take(4))[0]))
     model, pre = head.text("model"), head.text("pre")
-    if model not in (MODEL_BPE, MODEL_SPM) or (model == MODEL_BPE and pre not in PRE_TOKENIZERS):
+    if model not in MODELS or pre not in PRE_TOKENIZERS:
         raise _damaged(f"unknown kind {model!r} with pre-tokenizer {pre!r}")
 
     n_tokens = head.count("n_tokens", MAX_TOKENS, least=1)
@@ -95,19 +107,20 @@ def spec_from_bytes(data: bytes | memoryview) -> TokenizerSpec:
     types = np.frombuffer(cursor.take(n_tokens), np.uint8)
     if types.max() > max(TokenType):
         raise _damaged("unknown token type")
-    scores = np.frombuffer(cursor.take(4 * n_tokens if model == MODEL_SPM else 0), "<f4").astype(np.float32)
+    scores = np.frombuffer(cursor.take(4 * n_tokens if model in SCORE_MODELS else 0), "<f4").astype(np.float32)
     if np.isnan(scores).any():
         raise _damaged("a token score is NaN")
     merges = _read_merges(cursor, head, n_tokens)
-    if (len(merges.byte_symbols) > 0) != (model == MODEL_BPE and PRE_TOKENIZERS[pre].byte_level):
+    if (len(merges.byte_symbols) > 0) != (model in MERGE_MODELS and PRE_TOKENIZERS[pre].byte_level):
         raise _damaged("byte symbols do not fit the pre-tokenizer")
+    charsmap = bytes(cursor.take(head.count("charsmap_bytes", MAX_CHARSMAP_BYTES)))
     cursor.finish()
 
     ids: dict[str, Any] = {name: head.token_id(name, n_tokens) for name in _ID_FIELDS}
     flags: dict[str, Any] = {name: head.flag(name) for name in _FLAG_FIELDS}
-    for name in ("bos", "eos"):
-        if flags[f"add_{name}"] and ids[f"{name}_id"] is None:
-            raise _damaged(f"add_{name} without {name}_id")
+    for flag, needed in (("add_bos", "bos_id"), ("add_eos", "sep_id" if model == MODEL_WPM else "eos_id")):
+        if flags[flag] and ids[needed] is None:
+            raise _damaged(f"{flag} without {needed}")
     return TokenizerSpec(
         model=model,
         pre=pre,
@@ -117,6 +130,7 @@ def spec_from_bytes(data: bytes | memoryview) -> TokenizerSpec:
         merges=merges,
         **ids,
         **flags,
+        charsmap=charsmap,
         fim_ids=head.fim_ids(n_tokens),
         eog_ids=head.id_set("eog_ids", n_tokens),
         lstrip_ids=head.id_set("lstrip_ids", n_tokens),
@@ -138,8 +152,10 @@ def _decompress(data: memoryview) -> memoryview:
         raise _damaged("wrong magic number")
     if version > _VERSION:
         raise PlanError(f"tokenizer section has format version {version}; this runtime reads up to {_VERSION}")
-    if version < 1 or reserved:
+    if reserved or not version:
         raise _damaged("impossible header")
+    if version < _VERSION:
+        raise PlanError(f"tokenizer section has format version {version}, which is too old: build the plan again")
     if length > _MAX_RAW_BYTES:
         raise _damaged(f"it claims {length} bytes, at most {_MAX_RAW_BYTES} are allowed")
     inflate = zlib.decompressobj()
