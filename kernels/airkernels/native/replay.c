@@ -8,46 +8,20 @@
  * that lost its core between two tasks holds nobody up, and joins whatever stage is in progress when it is back.
  */
 #include "replay.h"
+#include "sys.h"
 
-#if defined(__x86_64__)
-static long futex(volatile int32_t *word, long op, long value) {
-    long result;
-    register long r10 __asm__("r10") = 0;
-    __asm__ volatile("syscall" : "=a"(result) : "a"(202L), "D"(word), "S"(op), "d"(value), "r"(r10) : "rcx", "r11", "memory");
-    return result;
-}
-static void relax(void) { __asm__ volatile("pause" ::: "memory"); }
-#elif defined(__aarch64__)
-static long futex(volatile int32_t *word, long op, long value) {
-    register long x8 __asm__("x8") = 98;
-    register long x0 __asm__("x0") = (long)word;
-    register long x1 __asm__("x1") = op;
-    register long x2 __asm__("x2") = value;
-    register long x3 __asm__("x3") = 0;
-    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-    return x0;
-}
-static void relax(void) { __asm__ volatile("yield" ::: "memory"); }
-#else
-#error "no futex for this architecture"
-#endif
-
-enum { FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129, SPINS = 4000 };
-
-#define LOAD(x) __atomic_load_n(&(x), __ATOMIC_ACQUIRE)
-#define STORE(x, v) __atomic_store_n(&(x), (v), __ATOMIC_RELEASE)
-#define ADD(x, v) __atomic_add_fetch(&(x), (v), __ATOMIC_ACQ_REL)
+enum { SPINS = 4000 };
 
 /* Waits until the position differs from `seen`: spins while that is likely near, then sleeps. */
 static void wait_change(struct air_team *team, uint64_t seen) {
     volatile int32_t *low = (volatile int32_t *)&team->position;
     for (int i = 0; i < SPINS; i++) {
         if (LOAD(team->position) != seen) return;
-        relax();
+        air_relax();
     }
     __atomic_add_fetch(&team->sleepers, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&team->position, __ATOMIC_SEQ_CST) == seen && !LOAD(team->stop))
-        futex(low, FUTEX_WAIT_PRIVATE, (int32_t)seen);
+        air_sleep(low, (int32_t)seen, NULL);
     __atomic_sub_fetch(&team->sleepers, 1, __ATOMIC_SEQ_CST);
 }
 
@@ -70,16 +44,51 @@ static void advance(struct air_team *team, const struct air_call *calls, int32_t
     team->done = 0;
     __atomic_store_n(&team->position, run << 32 | stage, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&team->sleepers, __ATOMIC_SEQ_CST))
-        futex((volatile int32_t *)&team->position, FUTEX_WAKE_PRIVATE, 0x7fffffff);
+        air_wake_all((volatile int32_t *)&team->position);
 }
 
-static void invoke(const struct air_call *call, int32_t begin, int32_t end, int32_t worker) {
+static void invoke_kernel(const struct air_call *call, air_kernel kernel, void *weights, int32_t begin, int32_t end,
+                          int32_t worker) {
     void *const *p = call->pointers;
-    call->kernel(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], call->n_rows, begin, end, worker);
+    kernel(weights, p[1], p[2], p[3], p[4], p[5], p[6], p[7], call->n_rows, begin, end, worker);
+}
+
+/* Runs tasks [begin, end) of a call whose rows are streamed, waiting for them first. A panel is made just before it is
+ * used and is still in the cache then. */
+static void invoke_streamed(struct air_team *team, const struct air_call *call, int32_t begin, int32_t end, int32_t worker) {
+    const struct air_fetch *fetch = call->fetch;
+    char *buffer = air_stream_use(team, fetch);
+    if (!buffer) return;
+    char *raw = buffer + fetch->skew;
+    if (!fetch->pack) {
+        invoke_kernel(call, call->kernel, raw, begin, end, worker);
+        return;
+    }
+    char *panel = team->panels + worker * team->panel_nbytes;
+    for (int32_t i = begin; i < end; i++) {
+        char *first = panel - i * fetch->panel_nbytes; /* where panel 0 would be */
+        fetch->pack(raw, first, NULL, NULL, NULL, NULL, NULL, NULL, fetch->n_rows, i, i + 1, worker);
+        invoke_kernel(call, call->kernel, first, i, i + 1, worker);
+    }
+}
+
+/* Runs tasks [begin, end), counted from the call's first. */
+static void invoke(struct air_team *team, struct air_call *call, int32_t begin, int32_t end, int32_t worker) {
+    begin += call->first_task;
+    end += call->first_task;
+    if (!call->fetch) {
+        if (!LOAD(team->cancelled)) invoke_kernel(call, call->kernel, call->pointers[0], begin, end, worker);
+        return;
+    }
+    if (!LOAD(team->cancelled)) invoke_streamed(team, call, begin, end, worker);
+    if (ADD(call->fetch->done, end - begin) == call->n_tasks) {
+        STORE(call->fetch->done, 0);
+        if (!LOAD(team->cancelled)) air_stream_release(team, call->fetch->chunk);
+    }
 }
 
 /* Takes and runs chunks of one call until none are left; returns the number of tasks done here. */
-static int32_t work(const struct air_team *team, struct air_call *call, uint64_t run, int32_t worker) {
+static int32_t work(struct air_team *team, struct air_call *call, uint64_t run, int32_t worker) {
     int32_t n = call->n_tasks, mine = 0;
     uint64_t taken = LOAD(call->taken);
     while (taken >> 32 == run && (int32_t)taken < n) {
@@ -88,7 +97,7 @@ static int32_t work(const struct air_team *team, struct air_call *call, uint64_t
         if (chunk < 1) chunk = 1;
         if (!__atomic_compare_exchange_n(&call->taken, &taken, taken + (uint64_t)chunk, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
-        if (!LOAD(team->cancelled)) invoke(call, begin, begin + chunk, worker);
+        invoke(team, call, begin, begin + chunk, worker);
         mine += chunk;
         taken = LOAD(call->taken);
     }
@@ -128,7 +137,7 @@ void air_worker(struct air_team *team, int32_t worker) {
 void air_run(struct air_team *team, struct air_call *calls, int32_t n_calls) {
     if (team->n_workers == 1) {
         for (int32_t i = 0; i < n_calls; i++)
-            if (calls[i].n_tasks > 0 && !LOAD(team->cancelled)) invoke(&calls[i], 0, calls[i].n_tasks, 0);
+            if (calls[i].n_tasks > 0) invoke(team, &calls[i], 0, calls[i].n_tasks, 0);
         return;
     }
     uint64_t run = ((team->position >> 32) + 1) & 0xffffffffu;
@@ -143,7 +152,7 @@ void air_stop(struct air_team *team) {
     STORE(team->stop, 1);
     /* The low half, which sleepers compare, must change too: one may be about to sleep on AIR_IDLE. */
     __atomic_store_n(&team->position, (team->position & ~(uint64_t)0xffffffffu) | AIR_STOPPED, __ATOMIC_SEQ_CST);
-    futex((volatile int32_t *)&team->position, FUTEX_WAKE_PRIVATE, 0x7fffffff);
+    air_wake_all((volatile int32_t *)&team->position);
 }
 
 /* The code generator may call these even where no C library is linked. */

@@ -1,0 +1,171 @@
+/* Weights that are read while the model runs: a ring of buffers, filled ahead by reader threads, used up by workers.
+ *
+ * The sequence of chunks is the same in every pass, so readers never ask what comes next: while a token's logits are
+ * sampled they already read the first layers of the next token. Every wait is bounded, and the first failure (of a read,
+ * or of a reader that does not answer) ends all of them.
+ */
+#include "replay.h"
+#include "sys.h"
+
+enum { SPINS = 200, PAGE = 4096 };
+
+static const struct air_time LOOK_AGAIN = {0, 200000000};
+
+int64_t air_pread(int32_t file, void *to, uint64_t nbytes, int64_t offset) {
+    return air_syscall(SYS_PREAD, file, (long)to, (long)nbytes, offset);
+}
+
+/* Keeps the first failure. */
+static void fail(volatile uint64_t *failure, int32_t where, int32_t reason) {
+    uint64_t none = 0, found = (uint64_t)(uint32_t)where << 32 | (uint32_t)reason;
+    __atomic_compare_exchange_n(failure, &none, found, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+/* Waits until `*word` is `wanted`; false if the stream ended first. `timeout_s` 0 is none. */
+static int await(struct air_stream *s, volatile int32_t *word, int32_t wanted, int32_t chunk, int32_t timeout_s) {
+    for (int i = 0; i < SPINS; i++) {
+        if (LOAD(*word) == wanted) return 1;
+        air_relax();
+    }
+    uint64_t started = air_nanoseconds();
+    for (;;) {
+        int32_t seen = LOAD(*word);
+        if (seen == wanted) break;
+        if (LOAD(s->stop) || LOAD(s->failure)) return 0;
+        air_sleep(word, seen, &LOOK_AGAIN);
+        if (timeout_s && air_nanoseconds() - started > (uint64_t)timeout_s * 1000000000u) {
+            fail(&s->failure, chunk, ERRNO_TIMEDOUT);
+            return 0;
+        }
+    }
+    if (timeout_s) ADD(s->stalled_ns, air_nanoseconds() - started);
+    return 1;
+}
+
+/* Reads until `needed` bytes are there. Returns 0, errno or AIR_TRUNCATED. */
+static int32_t read_fully(air_read read, int32_t file, char *to, int64_t nbytes, int64_t needed, int64_t offset) {
+    int64_t got = 0;
+    while (got < needed) {
+        int64_t n = read(file, to + got, (uint64_t)(nbytes - got), offset + got);
+        if (n == -ERRNO_INTR) continue;
+        if (n < 0) return (int32_t)-n;
+        if (n == 0) return AIR_TRUNCATED;
+        got += n;
+        /* reads past the page cache go on at a page only */
+        if (got < needed) got -= got % PAGE;
+    }
+    return 0;
+}
+
+/* Brings the pages of a mapped chunk in; where the system is too old to be asked, by touching them. */
+static int32_t populate(char *map, const struct air_chunk *chunk) {
+    long n = air_syscall(SYS_MADVISE, (long)(map + chunk->offset), chunk->nbytes, MADVISE_POPULATE_READ, 0);
+    if (n == -ERRNO_INVAL) {
+        for (int64_t at = 0; at < chunk->needed; at += PAGE) (void)*(volatile char *)(map + chunk->offset + at);
+        return 0;
+    }
+    return (int32_t)-n;
+}
+
+static int32_t load(struct air_stream *s, const struct air_chunk *chunk, char *buffer) {
+    if (s->maps) return populate(s->maps[chunk->map], chunk);
+    int32_t failed = read_fully(s->read, chunk->file, buffer, chunk->nbytes, chunk->needed, chunk->offset);
+    if (s->drop_cache) air_syscall(SYS_FADVISE, chunk->file, chunk->offset, chunk->nbytes, FADVISE_DONTNEED);
+    return failed;
+}
+
+static char *buffer_of(const struct air_stream *s, uint64_t number) {
+    if (s->maps) {
+        const struct air_chunk *chunk = &s->chunks[number % (uint64_t)s->n_chunks];
+        return s->maps[chunk->map] + chunk->offset;
+    }
+    return s->buffers + (int64_t)(number % (uint64_t)s->n_slots) * s->slot_nbytes;
+}
+
+static int is_skipped(struct air_stream *s, uint64_t number) {
+    uint64_t pass = number / (uint64_t)s->n_chunks;
+    return (int32_t)(number % (uint64_t)s->n_chunks) >= s->tail && (LOAD(s->short_passes) >> (pass & 63) & 1);
+}
+
+/* A reader: takes the next chunk of the sequence, waits for its slot, reads; until the stream ends. */
+void air_reader(struct air_stream *s) {
+    while (!LOAD(s->stop) && !LOAD(s->failure)) {
+        uint64_t number = __atomic_fetch_add(&s->next, 1, __ATOMIC_ACQ_REL);
+        struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
+        int32_t index = (int32_t)(number % (uint64_t)s->n_chunks);
+        if (!await(s, &slot->free, (int32_t)number, index, 0)) return;
+        if (!is_skipped(s, number)) {
+            const struct air_chunk *chunk = &s->chunks[index];
+            int32_t failed = load(s, chunk, buffer_of(s, number));
+            if (failed) {
+                fail(&s->failure, index, failed);
+                return;
+            }
+            ADD(s->nbytes_read, (uint64_t)chunk->nbytes);
+            ADD(s->n_reads, 1);
+        }
+        STORE(slot->ready, (int32_t)(number + 1));
+        air_wake_all(&slot->ready);
+    }
+}
+
+void air_stream_stop(struct air_stream *s) {
+    STORE(s->stop, 1);
+    for (int32_t i = 0; i < s->n_slots; i++) {
+        air_wake_all(&s->slots[i].free);
+        air_wake_all(&s->slots[i].ready);
+    }
+}
+
+static uint64_t number_of(const struct air_team *team, const struct air_stream *s, int32_t chunk) {
+    return team->pass * (uint64_t)s->n_chunks + (uint64_t)chunk;
+}
+
+/* The buffer of a chunk of the pass in progress, once it is there; null, and the team cancelled, if it never will be. */
+char *air_stream_use(struct air_team *team, const struct air_fetch *fetch) {
+    struct air_stream *s = team->stream;
+    uint64_t number = number_of(team, s, fetch->chunk);
+    struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
+    if (await(s, &slot->ready, (int32_t)(number + 1), fetch->chunk, s->timeout_s)) return buffer_of(s, number);
+    STORE(team->cancelled, 1);
+    return NULL;
+}
+
+/* Gives the slot of a chunk that was used to the chunk that comes n_slots later. */
+void air_stream_release(struct air_team *team, int32_t chunk) {
+    struct air_stream *s = team->stream;
+    uint64_t number = number_of(team, s, chunk);
+    struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
+    if (s->maps) {
+        const struct air_chunk *c = &s->chunks[chunk];
+        long whole = c->needed - c->needed % PAGE; /* the last page is the next chunk's as well */
+        air_syscall(SYS_MADVISE, (long)(s->maps[c->map] + c->offset), whole, MADVISE_DONTNEED, 0);
+        if (s->drop_cache) air_syscall(SYS_FADVISE, c->file, c->offset, whole, FADVISE_DONTNEED);
+    }
+    STORE(slot->free, (int32_t)(number + (uint64_t)s->n_slots));
+    air_wake_all(&slot->free);
+}
+
+/* Ends a short pass: lets go of the chunks that it does without. */
+void air_stream_skip_tail(struct air_team *team) {
+    struct air_stream *s = team->stream;
+    for (int32_t chunk = s->tail; chunk < s->n_chunks; chunk++) {
+        struct air_fetch fetch = {.chunk = chunk};
+        if (!air_stream_use(team, &fetch)) return;
+        air_stream_release(team, chunk);
+    }
+}
+
+/* A kernel: row ids[i] of a table in a file goes to rows[i], for i in [begin, end). */
+int32_t air_read_rows(void *table, void *ids, void *rows, void *p3, void *p4, void *p5, void *p6, void *p7,
+                      int32_t n_rows, int32_t begin, int32_t end, int32_t worker) {
+    (void)p3, (void)p4, (void)p5, (void)p6, (void)p7, (void)n_rows, (void)worker;
+    struct air_table *t = table;
+    for (int32_t i = begin; i < end; i++) {
+        int64_t id = ((const int32_t *)ids)[i];
+        char *row = (char *)rows + i * t->row_nbytes;
+        int32_t failed = read_fully(t->read, t->file, row, t->row_nbytes, t->row_nbytes, t->offset + id * t->row_nbytes);
+        if (failed) fail(&t->failure, (int32_t)id, failed);
+    }
+    return 0;
+}
