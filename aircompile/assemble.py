@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,14 +12,16 @@ from aircompile.frontends.gguf import GGUFModel
 from aircompile.graph import Graph
 from aircompile.lowering import Caches, Call, Lowering, PanelWeight, Phase, Pointer, specs_of
 from aircompile.memory_plan import Placement
-from aircompile.stream_plan import keep_order
+from aircompile.stream_plan import accesses, chunk_panels, keep_order, stream
 from airkernels.cpu.cache import BLOCK_CELLS
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
 from airrun.isa import LEVELS
 from airrun.plan import schema
+from airrun.plan.chunks import n_chunks
 from airrun.plan.fingerprint import fingerprint
+from airrun.profile import Disk
 from airschedules.specs import KernelSpec
 
 CONSTANTS, TOKENIZER, FIRST_LIBRARY = 0, 1, 2
@@ -37,6 +39,7 @@ class Parts:
     placements: Mapping[str, Placement]
     arena_nbytes: int
     libraries: Sequence[CompiledLibrary]
+    disk: Disk
 
 
 class Tables:
@@ -95,7 +98,8 @@ def assemble(
     hyper = graph.hyper
     output = graph.values[graph.outputs[0]]
     embed = [operator for operator in graph.operators() if operator.phase == "embed"][-1]
-    weights = tuple(_weight(graph, tables, w) for w in tables.weights.values())
+    access = accesses(parts.lowered, graph.weights)
+    weights = tuple(_weight(graph, tables, w, parts.disk) for w in tables.weights.values())
     plan = schema.Plan(
         generator=generator,
         model=schema.Model(
@@ -115,10 +119,12 @@ def assemble(
             for f in parts.model.files
         ),
         tensors=tuple(
-            schema.Tensor(t.name, t.file, t.offset, t.nbytes, t.format, t.shape) for t in graph.weights.values()
+            schema.Tensor(t.name, t.file, t.offset, t.nbytes, t.format, t.shape, access[name])
+            for name, t in graph.weights.items()
         ),
         weights=weights,
-        keep_order=keep_order([w.layer for w in weights]),
+        keep_order=(),
+        stream=stream(parts.disk),
         constants=constants,
         buffers=tuple(schema.Buffer(name, p.offset, p.nbytes) for name, p in parts.placements.items()),
         arena_nbytes=parts.arena_nbytes,
@@ -149,6 +155,7 @@ def assemble(
             for name in ["constants", "tokenizer", *(f"kernels.{lib.isa.name}" for lib in parts.libraries)]
         ),
     )
+    plan = replace(plan, keep_order=keep_order(n_chunks(plan)))
     return plan, [blob, tokenizer, *(lib.image for lib in parts.libraries)]
 
 
@@ -161,21 +168,20 @@ def _constants(graph: Graph) -> tuple[tuple[schema.Constant, ...], bytes]:
     return tuple(entries), blob
 
 
-def _weight(graph: Graph, tables: Tables, weight: PanelWeight) -> schema.Weight:
+def _weight(graph: Graph, tables: Tables, weight: PanelWeight, disk: Disk) -> schema.Weight:
     infos = [graph.weights[name] for name in weight.tensors]
     panels = [-(-info.shape[0] // PANEL) for info in infos]
     panel_nbytes = PanelLayout(FORMATS[weight.pack.weights], weight.pack.n_cols).nbytes
     return schema.Weight(
         name=weight.name,
         layer=weight.layer,
-        layout="panels",
-        access="pinned",
         format=weight.pack.weights,
         n_rows=sum(info.shape[0] for info in infos),
         n_cols=weight.pack.n_cols,
         nbytes=sum(panels) * panel_nbytes,
         panel_nbytes=panel_nbytes,
         pack=weight.pack.symbol,
+        chunk_panels=chunk_panels(max(panels), panel_nbytes, disk),
         parts=tuple(schema.WeightPart(tables.tensors[name], sum(panels[:i])) for i, name in enumerate(weight.tensors)),
     )
 

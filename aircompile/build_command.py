@@ -17,7 +17,7 @@ from airrun.ledger import MAX_THREADS
 from airrun.options import OptionParser
 from airrun.predict import predict
 from airrun.probe import probe
-from airrun.profile import Profile
+from airrun.profile import Profile, parse_bytes
 from airschedules.targets import HOST, load_target
 
 if TYPE_CHECKING:
@@ -49,8 +49,18 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("--tune", choices=("none", "fast", "full"), default="none",
                         help="measure schedules on this machine before choosing: not at all (records and rules "
                         "decide), the likely ones, or all (default: none)")  # fmt: skip
+    parser.add_argument("--ram", type=_nbytes, metavar="BYTES",
+                        help="memory that a process running the plan may take, such as 1500MiB; weights that do not fit "
+                        "are streamed from their file (default: what is available there)")  # fmt: skip
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the program after each phase to DIR")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _nbytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _count(most: int) -> Callable[[str], int]:
@@ -93,6 +103,7 @@ def run(args: Namespace) -> int:
         activations=args.activations,
         kv_type=args.kv_type,
         tune=args.tune,
+        ram=args.ram,
         debug_dump=args.debug_dump,
     )
     with reporting(args.quiet) as report:

@@ -1,6 +1,6 @@
 """Code generation: kernels become one shared object per instruction set.
 
-TVM makes an object of every kernel; the replay loop is C. Both are linked by the compiler that the
+TVM makes an object of every kernel; what replays and streams is C. Both are linked by the compiler that the
 `ziglang` package carries, so no system toolchain is needed and the result depends on no C library.
 Objects are cached by the content of everything that goes into them.
 """
@@ -59,7 +59,8 @@ def compile_library(specs: Sequence[KernelSpec], isa: VectorIsa, progress: Progr
     for i, spec in enumerate(specs):
         progress(f"{isa.name} {spec.symbol}", i, len(specs))
         objects.append(_cached(f"{isa.name} {isa} {spec.symbol} {spec.schedule(isa)}", partial(_compile, spec, isa)))
-    objects.append(_cached("replay", _compile_replay))
+    for source in sorted(_NATIVE.glob("*.c")):
+        objects.append(_cached(source.name, partial(_compile_native, source)))
     progress(f"{isa.name} linking", len(specs), len(specs))
     return CompiledLibrary(isa, _link(objects), -(-scratch // 64) * 64)
 
@@ -102,11 +103,11 @@ def _compile(spec: KernelSpec, isa: VectorIsa) -> bytes:
         return path.read_bytes()
 
 
-def _compile_replay() -> bytes:
+def _compile_native(source: Path) -> bytes:
     flags = ["-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-g0", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "replay.o"
-        _zig(["-c", *flags, "-mcpu=x86_64", str(_NATIVE / "replay.c"), "-o", str(path)])
+        path = Path(folder) / "native.o"
+        _zig(["-c", *flags, "-mcpu=x86_64", str(source), "-o", str(path)])
         return path.read_bytes()
 
 

@@ -19,6 +19,7 @@ from aircompile.passes.options import Activations, PassOptions
 from airkernels.cpu.isa import ISAS, VectorIsa
 from airrun.built_here import remember_plan
 from airrun.errors import UsageError
+from airrun.ledger import sizes_of
 from airrun.paths import remember_weights
 from airrun.plan.container import content_digest, write_plan
 from airrun.plan.schema import Choice, Plan
@@ -48,6 +49,8 @@ class BuildOptions:
         'f16', 'f32', or 'auto': f32 with float activations, else f16.
     tune
         'none' (records and rules), 'fast', 'full'.
+    ram
+        Bytes that a process running the plan may take by default; None leaves it to the machine.
     debug_dump
         Folder for the graph after every phase.
     """
@@ -58,6 +61,7 @@ class BuildOptions:
     activations: Activations = "auto"
     kv_type: str = "auto"
     tune: str = "none"
+    ram: int | None = None
     debug_dump: Path | None = None
 
 
@@ -129,9 +133,19 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
     libraries: list[CompiledLibrary] = [compile_library(specs, isa, report.step) for isa in isas]
 
     report.phase("write the plan")
-    choice = Choice(options.profile.name, ctx_size, options.threads, options.activations, kv_type, options.tune)
-    parts = Parts(model, graph, caches, lowered, placements, arena_nbytes, libraries)
+    choice = Choice(
+        options.profile.name,
+        ctx_size,
+        options.threads,
+        options.activations,
+        kv_type,
+        options.tune,
+        options.ram or 0,
+    )
+    parts = Parts(model, graph, caches, lowered, placements, arena_nbytes, libraries, options.profile.tiers.disk)
     plan, segments = assemble(parts, choice, estimate(lowered, options.profile, options.threads), tokenizer, GENERATOR)
+    if options.ram is not None:
+        sizes_of(plan, library=plan.libraries[0], threads=options.threads or options.profile.cpu.threads or None)
     write_plan(out, plan, segments)
     remember_plan(content_digest(out.read_bytes()).hex())
     for file, source in zip(plan.files, model.files, strict=True):

@@ -1,32 +1,63 @@
-"""Stream plan: how each matrix is accessed, and what to keep first when memory is short."""
+"""Stream plan: how tensors are read, in which pieces, and what to keep first when memory is short."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from aircompile.lowering import Lowering, Phase
+from airrun.plan.schema import Stream
+from airrun.profile import Disk
+
+_CHUNK_NBYTES = 4 << 20
+_READERS = 2
+_LEAST_CHUNK_NBYTES = 1 << 20
+"""A chunk is read as whole pages, so that two of them are read once more for each: of smaller chunks, a larger share."""
+
+_SLOTS_AHEAD = 3
+"""Buffers beside those that readers fill: one that is being used, and two in reserve for what a token does between
+products and between passes."""
 
 
-def keep_order(layers: Sequence[int]) -> tuple[int, ...]:
-    """The order in which weights are worth keeping resident.
+def accesses(lowered: Sequence[tuple[Phase, Lowering]], names: Iterable[str]) -> dict[str, str]:
+    """How each tensor is read: 'row_gather' by a gather, 'pinned' where a kernel reads it whole, 'weight' otherwise."""
+    found = dict.fromkeys(names, "weight")
+    for _phase, low in lowered:
+        for call in low.calls:
+            for pointer in call.pointers:
+                if pointer.space == "tensor":
+                    found[pointer.name] = "row_gather" if call.spec.op == "gather" else "pinned"
+    return found
 
-    A token visits all weights once, in order, over and over, so no weight is used sooner than another and
-    only spacing matters: kept layers should stand evenly between streamed ones, so that reading never
-    pauses. Weights outside the layers come first; layers follow in bit-reversed order, which spreads any
-    prefix of it evenly.
+
+def chunk_panels(n_panels: int, panel_nbytes: int, disk: Disk) -> int:
+    """Panels per chunk: equal chunks of about what the disk likes to be read by.
 
     Parameters
     ----------
-    layers
-        Layer of every weight, -1 outside the layers.
-
-    Returns
-    -------
-    A permutation of the indices of `layers`.
+    n_panels
+        Panels of the largest part of a weight.
+    panel_nbytes
+        Bytes of a panel.
+    disk
+        Of the target; of one that was not measured nothing is known.
     """
-    bits = max(max(layers, default=0), 1).bit_length()
+    wanted = max(disk.chunk or _CHUNK_NBYTES, _LEAST_CHUNK_NBYTES)
+    n_chunks = max(1, -(-n_panels * panel_nbytes // wanted))
+    return -(-n_panels // n_chunks)
 
-    def rank(index: int) -> tuple[int, int]:
-        layer = layers[index]
-        spread = -1 if layer < 0 else int(f"{layer:0{bits}b}"[::-1], 2)
-        return spread, index
 
-    return tuple(sorted(range(len(layers)), key=rank))
+def stream(disk: Disk) -> Stream:
+    """Readers and buffers for a disk."""
+    readers = disk.readers or _READERS
+    return Stream(readers, readers + _SLOTS_AHEAD)
+
+
+def keep_order(n_chunks: int) -> tuple[int, ...]:
+    """The order in which chunks are worth keeping in memory: a permutation of their numbers.
+
+    A token uses all chunks once, in order, over and over, so none is used sooner than another and only spacing matters:
+    kept chunks should stand evenly between streamed ones, so that reading never pauses while kept ones are computed
+    with. Of the bit-reversed order (van der Corput) any beginning is spread evenly.
+    """
+    bits = max(n_chunks - 1, 1).bit_length()
+    return tuple(sorted(range(n_chunks), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2)))

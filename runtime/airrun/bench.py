@@ -24,6 +24,7 @@ from airrun.options import OptionParser
 if TYPE_CHECKING:
     from airrun.engine import Engine
 
+_RUN_OPTIONS = ("threads", "ctx_size", "ram", "load_mode")
 _FIRST_PROMPT, _FIRST_TOKENS = "The capital of France is", 5
 _PROBE = "air_read_probe"
 _PIECE = 1 << 16
@@ -47,7 +48,7 @@ class _Rounds:
 def add_arguments(parser: OptionParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("plan", metavar="PLAN", help="plan.bin to measure, or a GGUF model, which is compiled first")
-    parser.add_options(("model", "threads", "ctx_size"))
+    parser.add_options(("model", *_RUN_OPTIONS))
     for flags, default, text in (
         (("-p", "--n-prompt"), 512, "tokens of a prefill"),
         (("-n", "--n-gen"), 128, "tokens of a decode"),
@@ -70,7 +71,7 @@ def run(args: Namespace) -> int:
     for name in ("n_prompt", "n_gen", "repetitions"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
-    options: dict[str, Any] = {"threads": args.threads, "ctx_size": args.ctx_size}
+    options: dict[str, Any] = {name: getattr(args, name) for name in _RUN_OPTIONS}
     if os.path.splitext(args.plan)[1].lower() == ".gguf":
         open_engine(args.plan, args.model, **options).close()  # compiles it, which is no part of a start
     started = time.perf_counter()

@@ -69,7 +69,14 @@ def _decoded(data: bytes, source: str) -> str:
 
 def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
     """Run one completion, or a chat, as the options say."""
-    engine = open_engine(args.path, args.model, threads=args.threads, ctx_size=args.ctx_size)
+    engine = open_engine(
+        args.path,
+        args.model,
+        threads=args.threads,
+        ctx_size=args.ctx_size,
+        ram=args.ram,
+        load_mode=args.load_mode,
+    )
     try:
         saved = _restore(args, engine)
         extra = _chat(args, engine, config, prompt, saved) if args.chat else _complete(engine, config, prompt, saved)

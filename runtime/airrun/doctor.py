@@ -19,9 +19,6 @@ from airrun.plan.container import LoadedPlan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.plan.schema import Plan
 
-INTERPRETER_NBYTES = 48 << 20
-"""What Python, numpy and the tokenizer of a usual vocabulary take; `explain` measures it."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -35,7 +32,7 @@ class Finding:
 def add_arguments(parser: OptionParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("plan", metavar="PLAN", help="plan.bin to check against this machine")
-    parser.add_options(("model", "ctx_size", "threads"))
+    parser.add_options(("model", "ctx_size", "threads", "ram"))
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of text")
 
 
@@ -48,7 +45,7 @@ def run(args: Namespace) -> int:
         A file that is no undamaged plan.
     """
     loaded = read_plan(args.plan)
-    findings = diagnose(loaded, args.model, threads=args.threads, ctx_size=args.ctx_size)
+    findings = diagnose(loaded, args.model, threads=args.threads, ctx_size=args.ctx_size, ram=args.ram)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
     else:
@@ -58,7 +55,12 @@ def run(args: Namespace) -> int:
 
 
 def diagnose(
-    loaded: LoadedPlan, model: Sequence[str] = (), *, threads: int | None = None, ctx_size: int | None = None
+    loaded: LoadedPlan,
+    model: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    ctx_size: int | None = None,
+    ram: int | None = None,
 ) -> list[Finding]:
     """Compare what a plan needs with what this machine has.
 
@@ -68,7 +70,7 @@ def diagnose(
         The plan, which reading has already verified.
     model
         Weight files; found by fingerprint where empty.
-    threads, ctx_size
+    threads, ctx_size, ram
         Override the plan's.
     """
     plan = loaded.plan
@@ -79,7 +81,7 @@ def diagnose(
         _checked("processor", lambda: _processor(plan)),
         _checked("weights", lambda: _weights(loaded, model)),
         _checked("threads", lambda: _threads(plan, threads)),
-        _checked("memory", lambda: _memory(plan, threads, ctx_size)),
+        _checked("memory", lambda: _memory(plan, threads, ctx_size, ram)),
     ]
 
 
@@ -120,11 +122,12 @@ def _threads(plan: Plan, threads: int | None) -> tuple[str, str]:
     return "ok", f"{wanted or have} of {have} processors"
 
 
-def _memory(plan: Plan, threads: int | None, ctx_size: int | None) -> tuple[str, str]:
-    sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=plan.libraries[0])
-    fixed = sizes.panels + sizes.arena + sizes.scratch + sizes.inputs_nbytes + sizes.constants + sizes.logits
-    needed, available = INTERPRETER_NBYTES + fixed + sizes.kv, available_ram()
-    text = f"needs {needed >> 20} MiB with a full context of {sizes.ctx_size}, {available >> 20} MiB available"
+def _memory(plan: Plan, threads: int | None, ctx_size: int | None, ram: int | None) -> tuple[str, str]:
+    sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=plan.libraries[0], ram=ram)
+    needed, available = sizes.total, available_ram()
+    streamed = sizes.residency.streamed_nbytes
+    reads = f", reads {streamed >> 20} MiB of weights in every pass" if streamed else ""
+    text = f"needs {needed >> 20} MiB{reads} with a full context of {sizes.ctx_size}, {available >> 20} MiB available"
     if needed <= available:
         return "ok", text
     if needed - sizes.kv <= available:

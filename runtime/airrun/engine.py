@@ -6,16 +6,17 @@ native threads that load need neither it nor the interpreter.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airrun.ledger import Sizes, sizes_of
+from airrun.loading import Loading
 from airrun.native import Library, Team
 from airrun.plan.container import LoadedPlan, read_plan
 from airrun.plan.fingerprint import locate
+from airrun.weight_files import LoadMode, WeightFiles
 from airrun.weights import Weights
 
 if TYPE_CHECKING:
@@ -42,26 +43,31 @@ class Engine:
         Most tokens of one step.
     """
 
-    def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes) -> None:
-        started = time.perf_counter()
+    def __init__(
+        self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto"
+    ) -> None:
         plan = loaded.plan
         self.loaded, self.plan, self.sizes = loaded, plan, sizes
         self.threads, self.n_ctx, self.max_batch = sizes.threads, sizes.ctx_size, sizes.max_tokens
         self.n_vocab = plan.model.n_vocab
         self.isa = sizes.library.isa
-        self._times: dict[str, float] = {}
         library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
-        weights = Weights(plan, paths, sizes)
-        calls = weights.interleaving(library)
-        self._team = Team(library, sizes.threads)
-        times = self._times
-        self._team.start(calls, lambda: times.update(load_seconds=time.perf_counter() - started))
+        self._files = WeightFiles(plan, paths)
+        streams = sizes.residency.streams
+        if load_mode == "auto" and not streams:
+            load_mode = "mmap"
+        self.load_mode = self._files.open_streams(load_mode)
+        weights = Weights(plan, self._files, sizes, library)
+        self._team = Team(library, sizes.threads, sizes.panels // sizes.threads)
+        self._loading = Loading(weights, self._files, self._team, self.load_mode, keep_maps=streams)
 
         from airrun.executor import Executor
         from airrun.kv_cache import BlockPool
 
         self.pool = BlockPool(plan.kv, sizes.kv_blocks)
-        self._executor = Executor(loaded, library, sizes, self._team, weights, self.pool)
+        self._executor = Executor(
+            loaded, library, sizes, self._team, weights, self._files, self.pool, self._loading, self.load_mode
+        )
 
     @classmethod
     def from_plan(
@@ -72,6 +78,8 @@ class Engine:
         threads: int | None = None,
         ctx_size: int | None = None,
         parallel: int = 1,
+        ram: int | str | None = None,
+        load_mode: LoadMode = "auto",
     ) -> Engine:
         """Load a plan and the weights it names.
 
@@ -87,18 +95,33 @@ class Engine:
             Most tokens of a session; by default the plan's.
         parallel
             Sessions that can be full at the same time.
+        ram
+            Bytes that the process may take, also as ``"1500MiB"``: weights that do not fit are streamed from their file
+            in every step. By default what the plan was built for, else what is available now.
+        load_mode
+            How weights are read: 'direct' (past the page cache), 'buffered', 'mmap', or 'auto': mapped if everything
+            fits, else direct where the file system has that, else buffered.
 
         Raises
         ------
         PlanError
             The plan is damaged, too new, for another CPU, or its weights are not found.
+        WeightFileError
+            A weight file cannot be read.
+        BudgetError
+            `ram` is too small.
         UsageError
             Numbers out of range.
         """
         loaded = read_plan(Path(plan))
         given = [] if model is None else [model] if isinstance(model, str | Path) else list(model)
         paths = locate(loaded.plan, loaded.path, [Path(p) for p in given])
-        return cls(loaded, paths, sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel))
+        if isinstance(ram, str):
+            from airrun.profile import parse_bytes
+
+            ram = parse_bytes(ram)
+        sizes = sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel, ram=ram)
+        return cls(loaded, paths, sizes, load_mode)
 
     @classmethod
     def from_gguf(cls, path: str | Path, **options: Any) -> Engine:
@@ -167,12 +190,18 @@ class Engine:
         self.session.reset()
 
     def metrics(self) -> dict[str, float]:
-        """Seconds and tokens so far: load, prefill and decode, and the time inside native code."""
+        """What was done so far: seconds and tokens of load, prefill and decode, seconds inside native code, and what was
+        read where weights are streamed."""
         self._team.wait()
-        return {**self._times, **self._executor.work}
+        return {"load_seconds": self._loading.seconds, **self._executor.metrics()}
+
+    def watch(self, progress: Callable[[int, int], None] | None) -> None:
+        """Have `progress` called with the layers done and those there are, where weights are streamed."""
+        self._executor.progress = progress
 
     def close(self) -> None:
-        """End the worker threads. The engine cannot run afterwards."""
+        """End the threads. The engine cannot run afterwards."""
+        self._executor.close()
         self._team.close()
 
     def __enter__(self) -> Engine:

@@ -19,6 +19,10 @@ class PlanError(AirError):
     """A plan that is damaged, too new, or that does not match its weight file or this machine."""
 
 
+class WeightFileError(AirError):
+    """A weight file that cannot be read, or is no longer what it was, while a model runs."""
+
+
 class BudgetError(AirError):
     """A memory budget in which the plan cannot run."""
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from airrun.batch import Batch
-from airrun.bind import bind_program, places_of
+from airrun.bind import Binder, BoundProgram
 from airrun.errors import PlanError
 from airrun.kv_cache import BlockList, BlockPool
 from airrun.ledger import Sizes
+from airrun.loading import Loading
 from airrun.memory import Region
 from airrun.native import CALL, Library, Team
 from airrun.plan.container import LoadedPlan
 from airrun.plan.schema import INPUTS, Plan
+from airrun.stream import Ring, Stream
+from airrun.weight_files import LoadMode, WeightFiles
 from airrun.weights import Weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Logits = npt.NDArray[np.float32]
+
+Progress = Callable[[int, int], None]
+"""Called with how many of a pass's sections (layers, and what is around them) are done, and how many there are."""
 
 
 class Executor:
@@ -34,7 +42,16 @@ class Executor:
     library
         Its native code for this CPU.
     sizes
-        How much of everything to allocate.
+        How much of everything to allocate, and what is kept of the weights.
+    load_mode
+        How streamed weights are read.
+
+    Attributes
+    ----------
+    stream
+        Reads the weights that are not kept; None where all are.
+    progress
+        Called as layers are done, where weights are streamed.
     """
 
     def __init__(
@@ -44,11 +61,16 @@ class Executor:
         sizes: Sizes,
         team: Team,
         weights: Weights,
+        files: WeightFiles,
         pool: BlockPool,
+        loading: Loading,
+        load_mode: LoadMode,
     ) -> None:
         plan = loaded.plan
         # The native calls hold bare addresses: what they point into must live as long as they do.
         self.plan, self._team, self._pool, self._weights, self._library = plan, team, pool, weights, library
+        self._files = files
+        self._loading: Loading | None = loading
         self.max_tokens, self.max_sequences = sizes.max_tokens, sizes.parallel
         n = self.max_tokens
         self._arena = Region(sizes.arena)
@@ -62,7 +84,6 @@ class Executor:
         self._max_outputs = 1
         self._row = self._logits_view(1)
         addresses = {
-            "weight": weights.weight_addresses,
             "tensor": weights.tensor_addresses,
             "buffer": [self._arena.address + b.offset * n for b in plan.buffers],
             "constant": [self._constants.address + c.offset for c in plan.constants],
@@ -71,14 +92,17 @@ class Executor:
             "logits": [self._logits.address],
             "scratch": [self._scratch.address],
         }
-        self._programs = [bind_program(plan, p, library, addresses) for p in plan.programs]
+        binder = Binder(plan, library, weights, sizes.residency, addresses, self._inputs.row_numbers)
+        self._programs = [binder.bind(program) for program in plan.programs]
         for program in self._programs:
             team.adopt(program.calls)
-        self._logit_places = [places_of(p, "logits") for p in plan.programs]
         hidden = plan.buffers[plan.model.hidden]
         rows = self._arena.array("<f4", (n, hidden.nbytes // 4), hidden.offset * n)
         self._hidden = rows[:, : plan.model.n_embd]
         self._decode = self._programs[0]
+        self.stream = self._open_stream(sizes, load_mode)
+        self.progress: Progress | None = None
+        self.passes = 0
         self.work: dict[str, float] = {
             "prefill_tokens": 0,
             "decode_tokens": 0,
@@ -86,6 +110,21 @@ class Executor:
             "decode_seconds": 0.0,
             "native_seconds": 0.0,
         }
+
+    def _open_stream(self, sizes: Sizes, mode: LoadMode) -> Stream | None:
+        """The stream of the weights that are not kept. All programs use them in the same order: the plan was verified."""
+        numbers, residency = self._decode.streamed, sizes.residency
+        if not numbers:
+            return None
+        return Stream(
+            self._library,
+            self._files,
+            [residency.chunks[number] for number in numbers],
+            Ring(residency.n_slots, residency.slot_nbytes),
+            mode=mode,
+            readers=self.plan.stream.readers,
+            tail=self._decode.tail,
+        )
 
     def decode(self, blocks: BlockList, cell: int, token: int) -> Logits:
         """`run` for one token of one sequence, whose logits are wanted.
@@ -99,7 +138,7 @@ class Executor:
             program.set_rows(1, 1)
         self._inputs.write_one(blocks, cell, token)
         filled = perf_counter()
-        self._team.run(program.address, program.n_calls)
+        self._replay(program, 0, program.n_calls)
         ended = perf_counter()
         work = self.work
         work["decode_tokens"] += 1
@@ -114,7 +153,8 @@ class Executor:
         -------
         float32 [n_outputs, n_vocab], a view that the next call overwrites.
         """
-        self._team.wait()  # the first time, for the weights
+        if self._loading is not None:
+            self._finish_loading(self._loading)
         started = perf_counter()
         n_tokens, n_outputs = batch.n_tokens, batch.n_outputs
         assert 0 < n_tokens <= self.max_tokens and len(batch.sequences) <= self.max_sequences
@@ -126,13 +166,72 @@ class Executor:
         first = program.first_after_embed if embedded else 0
         last = len(program.calls) if n_outputs else program.first_head
         filled = perf_counter()
-        self._team.run(program.address + first * CALL.size, last - first)
+        self._replay(program, first, last)
         ended = perf_counter()
         kind = "decode" if n_tokens <= len(batch.sequences) else "prefill"
         self.work[f"{kind}_tokens"] += n_tokens
         self.work[f"{kind}_seconds"] += ended - started
         self.work["native_seconds"] += ended - filled
         return self._logits_view(n_outputs)
+
+    def _replay(self, program: BoundProgram, first: int, last: int) -> None:
+        """Run calls [first, last) of a program.
+
+        Raises
+        ------
+        WeightFileError
+            A weight file cannot be read, or was changed: nothing that was computed may be used.
+        """
+        if self._loading is not None:
+            self._finish_loading(self._loading)
+        if self.stream is None:
+            self._team.run(program.address + first * CALL.size, last - first)
+        else:
+            self._replay_streamed(self.stream, program, first, last)
+        self._weights.check_rows()
+
+    def _finish_loading(self, loading: Loading) -> None:
+        loading.finish(self._team)
+        self._loading = None
+
+    def _replay_streamed(self, stream: Stream, program: BoundProgram, first: int, last: int) -> None:
+        """Layer by layer, so that a slow pass can be watched and interrupted."""
+        short = last <= program.first_head
+        stream.begin_pass(short=short)
+        try:
+            self._team.use_stream(stream.address, stream.pass_number)
+            bounds = [first, *(at for at in program.sections if first < at < last), last]
+            for i, (begin, end) in enumerate(pairwise(bounds), 1):
+                self._team.run(program.address + begin * CALL.size, end - begin)
+                stream.check()
+                if self.progress is not None:
+                    self.progress(i, len(bounds) - 1)
+            if short:
+                self._team.skip_tail()
+                stream.check()
+            self._files.check()
+        except BaseException:
+            stream.abandon_pass()
+            raise
+        stream.end_pass()
+        self.passes += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds and tokens of what was done; with a stream, what it read and how long workers waited for it."""
+        found = dict(self.work)
+        if self.stream is not None:
+            read = self.stream.counters
+            running = self.work["prefill_seconds"] + self.work["decode_seconds"]
+            found["streamed_bytes"] = read["nbytes"]
+            found["streamed_seconds"] = running
+            found["stalled_share"] = read["stalled_seconds"] / self._team.n_workers / running if running else 0.0
+            found["passes"] = self.passes
+        return found
+
+    def close(self) -> None:
+        """End the threads that read weights."""
+        if self.stream is not None:
+            self.stream.close()
 
     def _logits_view(self, n: int) -> Logits:
         model = self.plan.model
@@ -164,8 +263,8 @@ class Executor:
             return
         self._max_outputs = n
         self._logits = Region(self._logits_nbytes * n)
-        for program, places in zip(self._programs, self._logit_places, strict=True):
-            program.repoint(places, self._logits.address)
+        for program in self._programs:
+            program.move_logits(self._logits.address)
         self._row = self._logits_view(1)
 
 
@@ -179,6 +278,9 @@ class _Inputs:
     def __init__(self, plan: Plan, constants: Region, sizes: Sizes) -> None:
         rope = plan.rope
         self._region = Region(sizes.inputs_nbytes)
+        self._numbers = Region(4 * sizes.max_tokens)
+        self._numbers.array("<i4", (sizes.max_tokens,))[:] = np.arange(sizes.max_tokens)
+        self.row_numbers = self._numbers.address
         self.addresses = [self._region.address + sizes.inputs[name].offset for name in INPUTS]
         arrays = {name: self._region.array(i.dtype, i.shape, i.offset) for name, i in sizes.inputs.items()}
         self.token_ids, self.cells, self.sequences = arrays["token_ids"], arrays["cells"], arrays["sequences"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 from airrun.built_here import was_built_here
 from airrun.errors import PlanError
 from airrun.isa import LEVELS, missing, select_level
-from airrun.ledger import Sizes, sizes_of
+from airrun.ledger import Sizes, gathered, sizes_of
 from airrun.options import OptionParser
 from airrun.plan.container import LoadedPlan, read_plan
-from airrun.plan.schema import Kernel, Library, Operand, Plan, Program, Step
+from airrun.plan.schema import Kernel, Library, Plan, Program, Step
 from airrun.predict import CONTEXT, predict
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("plan", metavar="PLAN", help="plan.bin to explain; its weight file is not needed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--steps", action="store_true", help="list every step rather than one of each kind of layer")
-    parser.add_options(("ctx_size", "threads"))
+    parser.add_options(("ctx_size", "threads", "ram"))
     parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
                         help=f"tokens in the cache for the predicted speed (default: {CONTEXT})")  # fmt: skip
 
@@ -39,7 +39,14 @@ def run(args: Namespace) -> int:
         A plan that cannot be read, or sizes out of its range.
     """
     loaded = read_plan(args.plan)
-    found = describe(loaded, threads=args.threads, ctx_size=args.ctx_size, context=args.context, all_steps=args.steps)
+    found = describe(
+        loaded,
+        threads=args.threads,
+        ctx_size=args.ctx_size,
+        ram=args.ram,
+        context=args.context,
+        all_steps=args.steps,
+    )
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
@@ -54,6 +61,7 @@ def describe(
     *,
     threads: int | None = None,
     ctx_size: int | None = None,
+    ram: int | None = None,
     context: int = CONTEXT,
     all_steps: bool = False,
 ) -> dict[str, Any]:
@@ -63,8 +71,8 @@ def describe(
     ----------
     loaded
         The plan.
-    threads, ctx_size
-        Override the plan's in the ledger.
+    threads, ctx_size, ram
+        Override the plan's.
     context
         Tokens in the cache for the predicted speed.
     all_steps
@@ -78,9 +86,7 @@ def describe(
     else:
         obstacle = ""
     library = next((each for each in plan.libraries if each.isa == level), plan.libraries[0])
-    # read before anything else of this process is loaded that a run would not load
-    interpreter = _interpreter_nbytes(loaded)
-    sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=library)
+    sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=library, ram=ram)
     return {
         "plan": {
             "path": str(loaded.path),
@@ -95,7 +101,7 @@ def describe(
         "files": [asdict(file) for file in plan.files],
         "libraries": [_library(each, level) for each in plan.libraries],
         "obstacle": obstacle,
-        "ledger": ledger(plan, sizes, interpreter),
+        "ledger": ledger(plan, sizes),
         "formats": _formats(plan),
         "kernels": _kernels(plan),
         "programs": [_program(plan, program, all_steps) for program in plan.programs],
@@ -103,55 +109,20 @@ def describe(
     }
 
 
-def ledger(plan: Plan, sizes: Sizes, interpreter: int) -> dict[str, Any]:
-    """Bytes by tier: what is allocated, and what is mapped from files and can be dropped by the system."""
-    raw = {weight.parts[0].tensor: weight.access for weight in plan.weights if weight.layout == "raw"}
-    by_row = {operand.index for operand in _operands(plan, "gather") if operand.space == "tensor"}
-    by_row |= {tensor for tensor, access in raw.items() if access == "row_gather"}
-    whole = {operand.index for operand in _operands(plan) if operand.space == "tensor"} | set(raw)
-    allocated = {
-        "interpreter and tokenizer": interpreter,
-        "weights in panels": sizes.panels,
-        f"KV cache, {sizes.ctx_size} tokens": sizes.kv,
-        f"activations, {sizes.max_tokens} tokens": sizes.arena,
-        f"scratch, {sizes.threads} worker{'s' if sizes.threads > 1 else ''}": sizes.scratch,
-        "inputs": sizes.inputs_nbytes,
-        "constants": sizes.constants,
-        "logits": sizes.logits,
-    }
-    mapped = {
-        "tensors read whole": sum(plan.tensors[i].nbytes for i in whole - by_row),
-        "tensors read by row": sum(plan.tensors[i].nbytes for i in by_row),
-    }
+def ledger(plan: Plan, sizes: Sizes) -> dict[str, Any]:
+    """Bytes by tier: what is allocated, and what is read from files in every pass, or a row of it."""
     return {
         "threads": sizes.threads,
         "ctx_size": sizes.ctx_size,
-        "ram": allocated,
-        "ram_total": sum(allocated.values()),
-        "mapped": mapped,
-        "mapped_total": sum(mapped.values()),
+        "batch": sizes.max_tokens,
+        "budget": sizes.budget,
+        "ram": sizes.entries,
+        "ram_total": sizes.total,
         "disk": {file.name: file.nbytes for file in plan.files},
         "disk_total": sum(file.nbytes for file in plan.files),
+        "streamed_per_pass": sizes.residency.streamed_nbytes,
+        "read_by_row": sum(plan.tensors[i].nbytes for i in gathered(plan)),
     }
-
-
-def _operands(plan: Plan, op: str = "") -> Iterable[Operand]:
-    for program in plan.programs:
-        for step in program.steps:
-            if not op or plan.kernels[step.kernel].op == op:
-                yield from step.operands
-
-
-def _interpreter_nbytes(loaded: LoadedPlan) -> int:
-    """Resident bytes of this process once it has loaded what a run needs: measured, here and now."""
-    import airrun.engine
-    import airrun.generate  # noqa: F401
-    from airrun.memory import resident_nbytes
-    from airrun.tokenizer import Tokenizer, TokenizerSpec
-
-    tokenizer = Tokenizer(TokenizerSpec.from_bytes(loaded.segment(loaded.plan.tokenizer)))
-    tokenizer.encode("measure")
-    return resident_nbytes()
 
 
 def _library(library: Library, chosen: str) -> dict[str, Any]:
@@ -215,7 +186,7 @@ def _step(plan: Plan, step: Step) -> dict[str, Any]:
         "tokens_per_task": step.tokens_per_task,
         "sync": step.sync,
         # a product with biases takes one call per member: a task is a panel
-        "weight_nbytes": sum(step.tasks * w.panel_nbytes if w.layout == "panels" else w.nbytes for w in weights),
+        "weight_nbytes": sum(step.tasks * w.panel_nbytes for w in weights),
     }
 
 

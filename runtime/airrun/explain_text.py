@@ -66,9 +66,12 @@ def _overview(found: dict[str, Any]) -> None:
 
 def _ledger(ledger: dict[str, Any], table: Table) -> None:
     rows = [["RAM", name, size(nbytes)] for name, nbytes in ledger["ram"].items()]
-    rows += [["RAM", "total", size(ledger["ram_total"])]]
-    rows += [["mapped", name, size(nbytes)] for name, nbytes in ledger["mapped"].items()]
+    limit = f", of a budget of {size(ledger['budget'])}" if ledger["budget"] else ""
+    rows += [["RAM", f"total{limit}", size(ledger["ram_total"])]]
     rows += [["disk", name, size(nbytes)] for name, nbytes in ledger["disk"].items()]
+    if ledger["streamed_per_pass"]:
+        rows += [["disk", "of it, read in every pass", size(ledger["streamed_per_pass"])]]
+    rows += [["disk", "of it, read a row at a time", size(ledger["read_by_row"])]]
     table("Ledger", ["tier", "what", "bytes"], rows)
 
 

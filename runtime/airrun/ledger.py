@@ -1,23 +1,44 @@
 """Sizes: every byte a run takes beside its files, from the plan and the options alone.
 
-The engine allocates what is computed here and `explain` prints it, so the two cannot disagree.
+The engine allocates what is computed here and `explain` prints it, so the two cannot disagree. A memory budget is bound
+here too: what a run needs in any case comes first, then the largest batch that leaves most of the rest to the weights,
+then as many of the weights as fit.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from airrun.errors import UsageError
+from airrun.errors import BudgetError, UsageError
 from airrun.isa import select_level
-from airrun.plan.schema import INPUTS, KvCache, Library, Plan, Weight
+from airrun.plan.schema import INPUTS, KvCache, Library, Plan
+from airrun.residency import Residency, keep, nothing_kept, resident
 
 MAX_THREADS = 1024
 
-_PAGE = 4096
 _LINE = 64
+
+_INTERPRETER_NBYTES = 46 << 20
+_NBYTES_PER_VOCABULARY_BYTE = 14
+"""What Python, numpy and this package take, and a tokenizer per byte of its segment; measured, see FINDINGS.md."""
+
+_NBYTES_PER_CHUNK = 1024
+"""Of the tables that describe a streamed chunk."""
+
+_STREAMED_OUTPUTS = 8
+"""Rows of logits there is room for where weights stream: enough to verify a draft."""
+
+_SMALLEST_BATCH = 8
+"""Tokens; a prompt takes a pass over the weights per batch."""
+
+_BATCH_SHARE = 4
+"""The activations of a batch take at most one part in so many of what a budget leaves to them and the weights."""
+
+_FREE_SHARE = 0.9
+"""Of the memory that is available, what a run without a budget takes at most before it streams weights instead."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +63,26 @@ class Sizes:
         Workers, tokens of a session, sessions that can be full at once.
     max_tokens
         Largest batch.
-    panels
-        Interleaved weights; `panel_offsets` has an entry per weight of the plan, -1 where it is read raw.
+    max_outputs
+        Rows of logits of one step that the ledger has room for.
+    budget
+        Bytes that the whole process may take; None where everything fits what is available.
+    residency
+        What is kept of the weights.
+    interpreter
+        Python, its libraries and the tokenizer: an estimate.
+    pinned, rows
+        Tensors that are always in memory, and rows of those that are read row by row.
+    tables
+        What describes the chunks that are streamed.
     arena, scratch, constants
         Activations of the largest batch, working memory of all workers, the plan's constants.
+    panels
+        Room for a panel of each worker, where weights are streamed.
     inputs
         Arrays of `schema.INPUTS`, by name.
     logits
-        Of one output row; a request for all logits takes this per row.
+        Of one output row.
     kv_blocks, kv
         Blocks of the cache, and bytes over all layers; taken page by page as the context fills.
     """
@@ -59,10 +92,16 @@ class Sizes:
     ctx_size: int
     parallel: int
     max_tokens: int
-    panels: int
-    panel_offsets: tuple[int, ...]
+    max_outputs: int
+    budget: int | None
+    residency: Residency
+    interpreter: int
+    pinned: int
+    rows: int
+    tables: int
     arena: int
     scratch: int
+    panels: int
     constants: int
     inputs: dict[str, InputArray]
     logits: int
@@ -74,6 +113,30 @@ class Sizes:
         """Bytes of all inputs."""
         return sum(array.nbytes for array in self.inputs.values())
 
+    @property
+    def entries(self) -> dict[str, int]:
+        """Everything by what it is for."""
+        threads = f"{self.threads} worker{'s' if self.threads > 1 else ''}"
+        found = {
+            "interpreter and tokenizer": self.interpreter,
+            "weights kept in panels": self.residency.kept_nbytes,
+            "buffers of streamed weights": self.residency.ring_nbytes + self.panels + self.tables,
+            "tensors always in memory": self.pinned,
+            "rows of embeddings": self.rows,
+            f"KV cache, {self.ctx_size} tokens": self.kv,
+            f"activations, {self.max_tokens} tokens": self.arena,
+            f"scratch, {threads}": self.scratch,
+            "inputs": self.inputs_nbytes,
+            "constants": self.constants,
+            "logits": self.logits * self.max_outputs,
+        }
+        return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+    @property
+    def total(self) -> int:
+        """Bytes of everything."""
+        return sum(self.entries.values())
+
 
 def sizes_of(
     plan: Plan,
@@ -82,6 +145,7 @@ def sizes_of(
     ctx_size: int | None = None,
     parallel: int = 1,
     library: Library | None = None,
+    ram: int | None = None,
 ) -> Sizes:
     """Sizes of a run of a plan on this machine.
 
@@ -95,6 +159,8 @@ def sizes_of(
         Sessions that can be full at the same time.
     library
         One of the plan's libraries; by default the best that this processor runs.
+    ram
+        Bytes that the whole process may take; by default the plan's budget, else what is available now.
 
     Raises
     ------
@@ -102,6 +168,8 @@ def sizes_of(
         A number out of range.
     PlanError
         The plan has no native code for this processor.
+    BudgetError
+        The budget is too small even if no weight is kept; names the smallest that works.
     """
     if library is None:
         level = select_level([each.isa for each in plan.libraries])
@@ -116,25 +184,94 @@ def sizes_of(
         raise UsageError(f"context of {ctx_size} tokens: this plan allows 1 to {most}")
     if parallel < 1:
         raise UsageError(f"{parallel} parallel sessions: must be 1 or more")
-    max_tokens = plan.programs[-1].max_tokens
-    panels, offsets = _panels(plan.weights)
-    blocks = parallel * -(-ctx_size // plan.kv.block_cells)
-    return Sizes(
-        library=library,
-        threads=threads,
-        ctx_size=ctx_size,
-        parallel=parallel,
-        max_tokens=max_tokens,
-        panels=panels,
-        panel_offsets=offsets,
-        arena=plan.arena_nbytes * max_tokens,
-        scratch=library.scratch_nbytes * threads,
-        constants=plan.segments[plan.constants_segment].nbytes,
-        inputs=_inputs(plan, max_tokens, parallel),
-        logits=4 * plan.model.logits_stride,
-        kv_blocks=blocks,
-        kv=kv_nbytes(plan.kv, blocks),
-    )
+    run = _Run(plan, library, threads, ctx_size, parallel)
+    whole = run.sizes(plan.programs[-1].max_tokens, resident(plan), None)
+    budget = ram or plan.choice.ram_nbytes or _available(whole)
+    return whole if budget is None or whole.total <= budget else run.within(budget)
+
+
+def _available(whole: Sizes) -> int | None:
+    """The budget where none was given: None if everything fits what is free."""
+    from airrun.machine import available_ram
+
+    available = available_ram()
+    # a context may never fill, so that its cache alone is no reason to stream
+    return None if not available or whole.total - whole.kv <= available else int(_FREE_SHARE * available)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A plan and the numbers of a run that are settled before its budget is."""
+
+    plan: Plan
+    library: Library
+    threads: int
+    ctx_size: int
+    parallel: int
+
+    def sizes(self, max_tokens: int, residency: Residency, budget: int | None) -> Sizes:
+        plan, streams = self.plan, residency.streams
+        blocks = self.parallel * -(-self.ctx_size // plan.kv.block_cells)
+        panel = max((weight.panel_nbytes for weight in plan.weights), default=0)
+        return Sizes(
+            library=self.library,
+            threads=self.threads,
+            ctx_size=self.ctx_size,
+            parallel=self.parallel,
+            max_tokens=max_tokens,
+            max_outputs=min(max_tokens, _STREAMED_OUTPUTS) if streams else 1,
+            budget=budget,
+            residency=residency,
+            interpreter=interpreter_nbytes(plan),
+            pinned=sum(_lines(t.nbytes) for t in plan.tensors if t.access == "pinned"),
+            rows=sum(_lines(row_nbytes(plan, i) * max_tokens) for i in gathered(plan)),
+            tables=_NBYTES_PER_CHUNK * len(plan.keep_order) if streams else 0,
+            arena=plan.arena_nbytes * max_tokens,
+            scratch=self.library.scratch_nbytes * self.threads,
+            panels=_lines(panel) * self.threads if streams else 0,
+            constants=plan.segments[plan.constants_segment].nbytes,
+            inputs=_inputs(plan, max_tokens, self.parallel),
+            logits=4 * plan.model.logits_stride,
+            kv_blocks=blocks,
+            kv=kv_nbytes(plan.kv, blocks),
+        )
+
+    def within(self, budget: int) -> Sizes:
+        """The largest batch and the most weights that a budget has room for."""
+        plan = self.plan
+        bare = nothing_kept(plan, plan.stream.slots)
+        for max_tokens in self._batches():
+            room = budget - self.sizes(max_tokens, bare, budget).total
+            if room < 0 or (max_tokens > _SMALLEST_BATCH and plan.arena_nbytes * max_tokens * _BATCH_SHARE > room):
+                continue
+            return self.sizes(max_tokens, keep(bare, room), budget)
+        smallest = self.sizes(max_tokens, bare, budget).total
+        raise BudgetError(
+            f"{budget >> 20} MiB are not enough for a context of {self.ctx_size} tokens on {self.threads} threads: "
+            f"the smallest budget that works is {-(-smallest // (1 << 20))} MiB"
+        )
+
+    def _batches(self) -> list[int]:
+        """Batch sizes to try, largest first."""
+        n = self.plan.programs[-1].max_tokens
+        halves = [n >> i for i in range(n.bit_length()) if n >> i >= _SMALLEST_BATCH]
+        return halves or [n]
+
+
+def gathered(plan: Plan) -> Iterator[int]:
+    """Indices of the tensors that are read row by row."""
+    return (i for i, tensor in enumerate(plan.tensors) if tensor.access == "row_gather")
+
+
+def row_nbytes(plan: Plan, tensor: int) -> int:
+    """Bytes of a row of a tensor."""
+    found = plan.tensors[tensor]
+    return found.nbytes // math.prod(found.shape[:-1])
+
+
+def interpreter_nbytes(plan: Plan) -> int:
+    """Resident bytes of a process that runs a plan, beside everything it allocates for that."""
+    return _INTERPRETER_NBYTES + _NBYTES_PER_VOCABULARY_BYTE * plan.segments[plan.tokenizer].nbytes
 
 
 def kv_nbytes(spec: KvCache, n_blocks: int) -> int:
@@ -147,13 +284,8 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _panels(weights: Sequence[Weight]) -> tuple[int, tuple[int, ...]]:
-    at, offsets = 0, []
-    for weight in weights:
-        panels = weight.layout == "panels"
-        offsets.append(at if panels else -1)
-        at += -(-weight.nbytes // _PAGE) * _PAGE if panels else 0
-    return at, tuple(offsets)
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // _LINE) * _LINE
 
 
 def _inputs(plan: Plan, n: int, max_sequences: int) -> dict[str, InputArray]:
@@ -168,7 +300,7 @@ def _inputs(plan: Plan, n: int, max_sequences: int) -> dict[str, InputArray]:
     arrays, at = {}, 0
     for name in INPUTS:
         dtype, shape = shapes[name]
-        nbytes = -(-math.prod(shape) * 4 // _LINE) * _LINE
+        nbytes = _lines(math.prod(shape) * 4)
         arrays[name] = InputArray(dtype, shape, at, nbytes)
         at += nbytes
     return arrays

@@ -14,14 +14,30 @@ from airrun.errors import PlanError
 from airrun.memory import Region
 from airrun.plan.schema import POINTERS_PER_STEP
 
-CALL = struct.Struct(f"<Q{POINTERS_PER_STEP}Q3i44x")
-"""`struct air_call` of replay.h: kernel, pointers, n_rows, n_tasks, sync; the rest is the loop's own."""
+CALL = struct.Struct(f"<Q{POINTERS_PER_STEP}Q4iQ32x")
+"""`struct air_call` of replay.h: kernel, pointers, n_rows, n_tasks, sync, first_task, fetch; the rest is the loop's."""
 
-_WORD = struct.Struct("<i")
-_N_WORKERS_AT, _CANCELLED_AT = 12, 80
+FETCH = struct.Struct("<Q2q2i32x")
+"""`struct air_fetch`: pack, skew, panel_nbytes, chunk, n_rows; the rest is the loop's own."""
+
+TABLE = struct.Struct("<Q2qQi28x")
+"""`struct air_table`: read, offset, row_nbytes, failure, file."""
+
+_WORD, _WORDS, _LONGS = struct.Struct("<i"), struct.Struct("<QQ"), struct.Struct("<Qq")
+_N_WORKERS_AT, _STREAM_AT, _PANELS_AT, _CANCELLED_AT = 12, 16, 32, 80
 """Offsets in `struct air_team`."""
 _TEAM_NBYTES = 256
 _LINE = 64
+
+
+class Fetch(NamedTuple):
+    """How a call gets streamed rows: see `struct air_fetch` of replay.h."""
+
+    pack: int
+    skew: int
+    panel_nbytes: int
+    chunk: int
+    n_rows: int
 
 
 class Call(NamedTuple):
@@ -32,6 +48,8 @@ class Call(NamedTuple):
     n_rows: int
     n_tasks: int
     sync: bool
+    first_task: int = 0
+    fetch: Fetch | None = None
 
 
 class CallArray:
@@ -44,14 +62,21 @@ class CallArray:
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        nbytes = CALL.size * len(calls)
-        buffer = ctypes.create_string_buffer(nbytes + _LINE)
+        fetches = [call.fetch for call in calls if call.fetch is not None]
+        end = CALL.size * len(calls)
+        buffer = ctypes.create_string_buffer(end + FETCH.size * len(fetches) + _LINE)
         skew = -ctypes.addressof(buffer) % _LINE
         self.address = ctypes.addressof(buffer) + skew
-        self.memory = memoryview(buffer)[skew : skew + nbytes]
+        self.memory = memoryview(buffer)[skew : skew + end]
+        whole = memoryview(buffer)[skew:]  # whoever holds the calls holds what they point to
+        for i, fetch in enumerate(fetches):
+            FETCH.pack_into(whole, end + i * FETCH.size, *fetch)
+        at = self.address + end
         for i, call in enumerate(calls):
             pointers = (*call.pointers, *[0] * (POINTERS_PER_STEP - len(call.pointers)))
-            CALL.pack_into(self.memory, i * CALL.size, call.kernel, *pointers, call.n_rows, call.n_tasks, call.sync)
+            how = (call.n_rows, call.n_tasks, call.sync, call.first_task, at if call.fetch else 0)
+            CALL.pack_into(whole, i * CALL.size, call.kernel, *pointers, *how)
+            at += FETCH.size if call.fetch else 0
 
 
 def pack_calls(calls: Sequence[Call]) -> CallArray:
@@ -71,6 +96,9 @@ class Library:
         self.run = self.function("air_run", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
         self.worker = self.function("air_worker", ctypes.c_void_p, ctypes.c_int32)
         self.stop = self.function("air_stop", ctypes.c_void_p)
+        self.reader = self.function("air_reader", ctypes.c_void_p)
+        self.stream_stop = self.function("air_stream_stop", ctypes.c_void_p)
+        self.stream_skip_tail = self.function("air_stream_skip_tail", ctypes.c_void_p)
 
     def function(self, symbol: str, *argtypes: type) -> ctypes._NamedFuncPointer:
         try:
@@ -114,13 +142,17 @@ class Team:
         Threads, the calling one included.
     library
         The native code they run.
+
+    `panel_nbytes` is the room of each worker for a panel of streamed rows.
     """
 
-    def __init__(self, library: Library, n_workers: int) -> None:
+    def __init__(self, library: Library, n_workers: int, panel_nbytes: int = 0) -> None:
         self.n_workers = n_workers
         self.library = library
         self._state = Region(_TEAM_NBYTES)
         _WORD.pack_into(self._state.memory, _N_WORKERS_AT, n_workers)
+        self._panels = Region(panel_nbytes * n_workers)
+        _LONGS.pack_into(self._state.memory, _PANELS_AT, self._panels.address, panel_nbytes)
         self._lock = threading.Lock()
         self._background: tuple[CallArray, int] | None = None
         self._closed = False
@@ -131,7 +163,7 @@ class Team:
         # Workers know their state and their calls by address only: neither must be freed, nor its address used
         # again, before they have ended, also where an engine is dropped without being closed.
         self._calls: list[object] = []
-        self._finalizer = weakref.finalize(self, _end, library, self._state, threads, self._calls)
+        self._finalizer = weakref.finalize(self, _end, library, self._state, threads, (self._calls, self._panels))
         for thread in threads:
             thread.start()
 
@@ -145,6 +177,16 @@ class Team:
             if self._closed:
                 raise PlanError("the engine is closed")
             self.library.run(self._state.address, calls_address, n_calls)
+
+    def use_stream(self, address: int, pass_number: int) -> None:
+        """Take streamed rows from a stream's pass from now on; not while anything runs."""
+        _WORDS.pack_into(self._state.memory, _STREAM_AT, address, pass_number)
+        _WORD.pack_into(self._state.memory, _CANCELLED_AT, 0)
+
+    def skip_tail(self) -> None:
+        """End the stream's pass without its tail."""
+        with self._lock:
+            self.library.stream_skip_tail(self._state.address)
 
     def start(self, calls: Sequence[Call], done: Callable[[], None]) -> None:
         """Run calls on the team and a further thread, then call `done`; `run` and `wait` wait for the end of it."""
@@ -180,7 +222,7 @@ def _run_and_release(owner: list[Team], done: Callable[[], None]) -> None:
     lock.release()
 
 
-def _end(library: Library, state: Region, threads: list[threading.Thread], _calls: list[object]) -> None:
+def _end(library: Library, state: Region, threads: list[threading.Thread], _keep: object) -> None:
     library.stop(state.address)
     for thread in threads:
         thread.join()

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airrun.built_here import claimed_digest, was_built_here
 from airrun.errors import ModelFileError, UnsupportedError, UsageError
@@ -18,7 +18,7 @@ _NOT_YET = {".onnx": "ONNX", ".safetensors": "safetensors"}
 
 
 def open_engine(
-    path: str, model: Sequence[str] = (), *, threads: int | None = None, ctx_size: int | None = None
+    path: str, model: Sequence[str] = (), **options: Any
 ) -> Engine:
     """Open a plan, or a GGUF model, which is compiled first unless the cache has its plan.
 
@@ -28,8 +28,8 @@ def open_engine(
         Plan or model file.
     model : sequence of str
         Weight files of a plan; found by fingerprint where empty.
-    threads, ctx_size : int, optional
-        Override the plan's.
+    options
+        Those of `Engine.from_plan`.
 
     Raises
     ------
@@ -51,12 +51,12 @@ def open_engine(
     if is_gguf or suffix == ".gguf":
         if model:
             raise UsageError(f"--model gives the weights of a plan, but {path} is a model itself")
-        return Engine.from_gguf(path, threads=threads, ctx_size=ctx_size)
+        return Engine.from_gguf(path, **options)
     _announce(path)
     # what is made here lives as long as the process: the collector would look through it again and again, and at exit
     gc.disable()
     try:
-        return Engine.from_plan(path, list(model) or None, threads=threads, ctx_size=ctx_size)
+        return Engine.from_plan(path, list(model) or None, **options)
     finally:
         gc.freeze()
         gc.enable()

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+from airrun.errors import UsageError
+
 PREFIX = "AIR_ARG_"
+LOAD_MODES = ("auto", "direct", "buffered", "mmap")
 _ATTACHED = re.compile(r"-[A-Za-z](?!-?[0-9.]+$)[^-].*", re.DOTALL)  # a short flag with more behind it than a number
 _TRUE, _FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no", "")
 
@@ -65,6 +68,21 @@ def _count(low: int) -> Callable[[str], int]:
     return number
 
 
+def _nbytes(text: str) -> int:
+    from airrun.profile import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except UsageError:
+        raise ValueError("must be a number of bytes such as 1500MiB, 10GB or 4096") from None
+
+
+def _load_mode(text: str) -> str:
+    if text not in LOAD_MODES:
+        raise ValueError(f"must be one of {', '.join(LOAD_MODES)}")
+    return text
+
+
 def _seed(text: str) -> int | None:
     value = int(text)
     return None if value < 0 else value
@@ -87,6 +105,10 @@ OPTIONS: tuple[Option, ...] = (
            _count(-1), -1, "N", dest="predict"),
     Option(("-c", "--ctx-size"), "context length in tokens (default: that of the plan)", _count(1), None, "N"),
     Option(("-t", "--threads"), "threads to compute with (default: that of the plan)", _count(1), None, "N"),
+    Option(("--ram",), "memory the process may take, as 1500MiB; weights that do not fit are streamed from their file "
+           "(default: that of the plan, else what is available)", _nbytes, None, "BYTES"),
+    Option(("--load-mode",), "how weights are read: direct, buffered, mmap, or auto, which finds out", _load_mode, "auto",
+           "MODE"),
     Option(("-s", "--seed"), "seed of the draw; -1 takes a fresh one", _seed, None, "N"),
     Option(("--temp", "--temperature"), "temperature; 0 takes the most likely token", float, 0.8, "T", dest="temp"),
     Option(("--top-k",), "draw from the K most likely tokens; 0 is off", int, 40, "K"),
@@ -111,7 +133,7 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS_UNSHOWN = (None, False, ())
 
 # Of llama.cpp, known to be wanted: refused with a better line than "unrecognized".
-NOT_YET = ("--grammar", "--grammar-file", "-j", "--json-schema", "-jf", "--json-schema-file", "--ram")
+NOT_YET = ("--grammar", "--grammar-file", "-j", "--json-schema", "-jf", "--json-schema-file")
 
 
 class _NotYet(argparse.Action):

@@ -44,7 +44,7 @@ struct air_stream {
     int32_t timeout_s;   /* longest wait for a chunk */
     int32_t reserved0;
     volatile uint64_t short_passes; /* bit p % 64: pass p is short */
-    int64_t reserved1[5];
+    int64_t reserved1[6];
 
     volatile uint64_t next;    /* number of the chunk to be read next */
     volatile uint64_t failure; /* (chunk << 32 | errno or AIR_TRUNCATED) of the first failure; 0 while all is well */

@@ -16,8 +16,9 @@ POINTERS_PER_STEP = 8
 PANEL_ROWS = 16
 """Rows of a panel, see `Weight`."""
 
-LAYOUTS = ("panels", "raw")
-ACCESSES = ("pinned", "streamed", "row_gather")
+ACCESSES = ("weight", "pinned", "row_gather")
+"""How a tensor is read: whole, as part of a `Weight`; whole and always in memory; row by row from its file."""
+
 ARCHITECTURES = ("x86_64", "aarch64")
 
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1}
@@ -46,7 +47,8 @@ class Tensor:
     """A tensor as it stands in a weight file: bytes [offset, offset + nbytes) of `files[file]`, after its header.
 
     `shape` is row-major, so the last entry is the contiguous one; `format` is a name of `airrun.plan.blocks.BLOCKS`,
-    and `nbytes` is exactly what both need.
+    and `nbytes` is exactly what both need. `access` is one of `ACCESSES`. A step reads a 'row_gather' tensor as its
+    operand 0, by the row numbers of the input that is its operand 1; such a tensor can be part of a weight as well.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Tensor:
     nbytes: int
     format: str
     shape: tuple[int, ...]
+    access: str
 
 
 @record
@@ -67,28 +70,33 @@ class WeightPart:
 
 @record
 class Weight:
-    """A matrix as the kernels read it.
+    """A matrix as the kernels read it: in panels, `panel_nbytes` per 16 rows, interleaved by kernel `pack`.
 
-    `layout` 'panels': interleaved while it is loaded, by kernel `pack`, `panel_nbytes` per 16 rows; fused
-    projections keep their members as `parts`, which follow each other, each padded to whole panels; all parts
-    have the weight's format and `n_cols`. `layout` 'raw': the mapped bytes themselves (one part, `pack` '',
-    `panel_nbytes` 0).
-    `n_rows` counts the rows of the tensors, without padding or with it; `nbytes` includes the padding.
-    `layer` is -1 for weights of no layer. `pack` is the symbol of one of the plan's kernels.
-    `access`: 'pinned' (always resident), 'streamed', 'row_gather' (rows are read one by one, never whole).
+    Fused projections keep their members as `parts`, which follow each other, each padded to whole panels; all parts
+    have the weight's format and `n_cols`. `n_rows` counts the rows of the tensors, without padding or with it;
+    `nbytes` includes the padding. `layer` is -1 for weights of no layer. `pack` is the symbol of one of the plan's
+    kernels. A part is read and kept in chunks of `chunk_panels` panels, its last one with what is left
+    (`airrun.plan.chunks`).
     """
 
     name: str
     layer: int
-    layout: str
-    access: str
     format: str
     n_rows: int
     n_cols: int
     nbytes: int
     panel_nbytes: int
     pack: str
+    chunk_panels: int
     parts: tuple[WeightPart, ...]
+
+
+@record
+class Stream:
+    """How chunks are read that are not kept in memory: by `readers` threads, into `slots` buffers in turn."""
+
+    readers: int
+    slots: int
 
 
 @record
@@ -119,7 +127,7 @@ class Buffer:
 class Operand:
     """A pointer argument: `offset` bytes into entry `index` of a space.
 
-    Spaces: 'none'; 'weight'; 'tensor' (mapped bytes of a tensor); 'buffer'; 'constant'; 'input' (index into
+    Spaces: 'none'; 'weight'; 'tensor' (as it stands in the file); 'buffer'; 'constant'; 'input' (index into
     INPUTS); 'kv' (cache `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
     has offset 0 too. `offset` lies inside the entry; inside one token's share where it grows with the batch.
     """
@@ -145,6 +153,8 @@ class Step:
     It has `tasks` tasks, times the number of groups of `tokens_per_task` rows if that is not 0.
     `rows`: 'tokens' or 'outputs', what the kernel is told as its number of rows.
     A step with an operand that has a row per output ('logits', input 'output_rows') has rows 'outputs'.
+    A step has at most one operand of space 'weight', and then as operand 0, at the beginning of a panel: its tasks are
+    panels, from there on. All programs read the same weights in the same order.
     `layer`: 0 to n_layers - 1 in phase 'layer'; elsewhere it may be -1.
     `sync`: every worker waits here until all tasks so far are done.
     `phase`: 'embed' (skipped when the caller gives embeddings), 'layer', 'head' (skipped without outputs).
@@ -266,7 +276,10 @@ class Model:
 
 @record
 class Choice:
-    """The decisions a user made, or that were made for them; `threads` is 0 where the runtime decides."""
+    """The decisions a user made, or that were made for them.
+
+    `threads` is 0 where the runtime decides, `ram_nbytes` where no budget was given.
+    """
 
     target: str
     ctx_size: int
@@ -274,6 +287,7 @@ class Choice:
     activations: str
     kv_type: str
     tune: str
+    ram_nbytes: int
 
 
 @record
@@ -302,7 +316,7 @@ class Segment:
 
 @record
 class Plan:
-    """Everything. `arena_nbytes` is per token; `keep_order` lists every weight once, most worth keeping first.
+    """Everything. `arena_nbytes` is per token; `keep_order` lists every chunk once, most worth keeping first.
 
     `tokenizer` and `constants_segment` are indices of segments.
     """
@@ -314,6 +328,7 @@ class Plan:
     tensors: tuple[Tensor, ...]
     weights: tuple[Weight, ...]
     keep_order: tuple[int, ...]
+    stream: Stream
     constants: tuple[Constant, ...]
     buffers: tuple[Buffer, ...]
     arena_nbytes: int

@@ -11,7 +11,8 @@ import re
 
 from airrun.plan.blocks import BLOCKS
 from airrun.plan.checks import equal, fail, index, multiple, one_of, row_nbytes, show, within
-from airrun.plan.schema import ACCESSES, ARCHITECTURES, DTYPES, KV_DTYPES, LAYOUTS, PANEL_ROWS, Plan, Weight
+from airrun.plan.chunks import n_chunks
+from airrun.plan.schema import ACCESSES, ARCHITECTURES, DTYPES, KV_DTYPES, PANEL_ROWS, Plan, Weight
 from airrun.plan.verify_steps import MAX_BATCH, verify_programs
 
 MAX_NBYTES = 1 << 62
@@ -25,6 +26,9 @@ MAX_AXES = 4
 MAX_PAIRS = 1 << 20
 """Of rotary positions, over all tables."""
 MAX_THREADS = 1 << 16
+MAX_CHUNKS = 1 << 20
+MAX_READERS = 256
+MAX_SLOTS = 1 << 16
 MAX_RATE = 1e18
 """Of bytes, operations or seconds in the cost model."""
 
@@ -75,6 +79,9 @@ def _model(plan: Plan) -> None:
         fail("model.hidden", f"is a buffer of {hidden.nbytes} bytes per token, embeddings need {4 * model.n_embd}")
     within("choice.ctx_size", choice.ctx_size, 1, MAX_COUNT)
     within("choice.threads", choice.threads, 0, MAX_THREADS)
+    within("choice.ram_nbytes", choice.ram_nbytes, 0, MAX_NBYTES)
+    within("stream.readers", plan.stream.readers, 1, MAX_READERS)
+    within("stream.slots", plan.stream.slots, 2, MAX_SLOTS)
 
 
 def _files(plan: Plan) -> None:
@@ -96,6 +103,7 @@ def _tensors(plan: Plan) -> None:
         path = f"tensors[{i}]"
         index(f"{path}.file", tensor.file, plan.files, "files")
         one_of(f"{path}.format", tensor.format, BLOCKS)
+        one_of(f"{path}.access", tensor.access, ACCESSES)
         file = plan.files[tensor.file]
         within(f"{path}.shape", len(tensor.shape), 1, MAX_DIMS, "dimensions")
         for j, n in enumerate(tensor.shape):
@@ -130,8 +138,6 @@ def _weights(plan: Plan) -> None:
     for i, weight in enumerate(plan.weights):
         path = f"weights[{i}]"
         within(f"{path}.layer", weight.layer, -1, plan.model.n_layers - 1)
-        one_of(f"{path}.layout", weight.layout, LAYOUTS)
-        one_of(f"{path}.access", weight.access, ACCESSES)
         one_of(f"{path}.format", weight.format, BLOCKS)
         within(f"{path}.n_rows", weight.n_rows, 1, MAX_COUNT)
         within(f"{path}.n_cols", weight.n_cols, 1, MAX_COUNT)
@@ -150,18 +156,15 @@ def _weights(plan: Plan) -> None:
                     f"the weight is {weight.format} with rows of {weight.n_cols}",
                 )
             rows.append(math.prod(tensor.shape[:-1]))
-        if weight.layout == "panels":
-            _panels(path, weight, rows, row)
-            if weight.pack not in symbols:
-                fail(f"{path}.pack", f"is {show(weight.pack)}, which is none of the kernels")
-        else:
-            within(f"{path}.parts", len(weight.parts), 1, 1, "parts")
-            equal(f"{path}.n_rows", weight.n_rows, rows[0], "the tensor")
-            equal(f"{path}.nbytes", weight.nbytes, rows[0] * row, "its rows")
-            if weight.pack or weight.panel_nbytes or weight.parts[0].first_panel:
-                fail(path, "is raw but says how to make panels")
-    if sorted(plan.keep_order) != list(range(len(plan.weights))):
-        fail("keep_order", f"does not list each of the {len(plan.weights)} weights once")
+        _panels(path, weight, rows, row)
+        if weight.pack not in symbols:
+            fail(f"{path}.pack", f"is {show(weight.pack)}, which is none of the kernels")
+        within(f"{path}.chunk_panels", weight.chunk_panels, 1, MAX_COUNT)
+        within(f"bytes of a chunk of {path}", weight.chunk_panels * weight.panel_nbytes, 1, MAX_COUNT // 2)
+    chunks = n_chunks(plan)
+    within("number of chunks", chunks, 0, MAX_CHUNKS)
+    if sorted(plan.keep_order) != list(range(chunks)):
+        fail("keep_order", f"does not list each of the {chunks} chunks once")
 
 
 def _panels(path: str, weight: Weight, rows: list[int], row: int) -> None:

@@ -36,6 +36,8 @@ def verify_programs(plan: Plan) -> None:
             fail(f"programs[{i}].steps", "is empty")
     _steps(plan)
     _operands(plan)
+    _weight_order(plan)
+    _gathers(plan)
 
 
 def _steps(plan: Plan) -> None:
@@ -91,6 +93,49 @@ def _operands(plan: Plan) -> None:
                 check(operand, rows)
             except PlanError as error:
                 raise PlanError(f"{_operand_path(plan, operand, rows)}{error}") from None
+
+
+def _weight_order(plan: Plan) -> None:
+    """Steps read whole panels that exist, and all programs read the same ones in the same order."""
+    found = []
+    for i, program in enumerate(plan.programs):
+        order = []
+        for j, step in enumerate(program.steps):
+            for k, operand in enumerate(step.operands):
+                if operand.space != "weight":
+                    continue
+                path = f"programs[{i}].steps[{j}]"
+                weight = plan.weights[operand.index]
+                first, rest = divmod(operand.offset, weight.panel_nbytes)
+                if k or rest or step.tokens_per_task:
+                    fail(path, "reads a weight otherwise than by tasks of a panel, as its operand 0")
+                within(f"{path}.tasks", step.tasks, 1, weight.nbytes // weight.panel_nbytes - first, "panels")
+                order.append((operand.index, first, step.tasks))
+        found.append(order)
+    for i, order in enumerate(found):
+        if order != found[0]:
+            fail(f"programs[{i}]", "does not read the weights in the order of programs[0]")
+
+
+def _gathers(plan: Plan) -> None:
+    """Tensors are read as their access says."""
+    per_token = [INPUTS.index(name) for name in ("token_ids", "cells")]
+    used = {
+        (k, operand, step.operands[1])
+        for program in plan.programs
+        for step in program.steps
+        for k, operand in enumerate(step.operands)
+        if operand.space == "tensor"
+    }
+    for k, operand, rows in used:
+        tensor = plan.tensors[operand.index]
+        path = f"tensors[{operand.index}].access"
+        if tensor.access == "weight":
+            fail(path, "is 'weight', but a step reads the tensor itself")
+        if tensor.access == "row_gather" and (k, operand.offset, rows.space, rows.offset, rows.index in per_token) != (
+            0, 0, "input", 0, True,
+        ):  # fmt: skip
+            fail(path, "is 'row_gather', but a step does not read it by row numbers")
 
 
 def _operand_checks(plan: Plan) -> Callable[[Operand, str], None]:
