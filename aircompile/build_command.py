@@ -50,8 +50,8 @@ def add_arguments(parser: OptionParser) -> None:
                         help="measure schedules on this machine before choosing: not at all (records and rules "
                         "decide), the likely ones, or all (default: none)")  # fmt: skip
     parser.add_argument("--ram", type=_nbytes, metavar="BYTES",
-                        help="memory that a process running the plan may take, such as 1500MiB; weights that do not fit "
-                        "are streamed from their file (default: what is available there)")  # fmt: skip
+                        help="memory that a process running the plan may take, such as 1500MiB; weights that do not "
+                        "fit are streamed from their file (default: what is available there)")  # fmt: skip
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the program after each phase to DIR")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 

@@ -59,8 +59,7 @@ def compile_library(specs: Sequence[KernelSpec], isa: VectorIsa, progress: Progr
     for i, spec in enumerate(specs):
         progress(f"{isa.name} {spec.symbol}", i, len(specs))
         objects.append(_cached(f"{isa.name} {isa} {spec.symbol} {spec.schedule(isa)}", partial(_compile, spec, isa)))
-    for source in sorted(_NATIVE.glob("*.c")):
-        objects.append(_cached(source.name, partial(_compile_native, source)))
+    objects += [_cached(source.name, partial(_compile_native, source)) for source in sorted(_NATIVE.glob("*.c"))]
     progress(f"{isa.name} linking", len(specs), len(specs))
     return CompiledLibrary(isa, _link(objects), -(-scratch // 64) * 64)
 

@@ -11,7 +11,7 @@ from airrun.profile import Disk
 _CHUNK_NBYTES = 4 << 20
 _READERS = 2
 _LEAST_CHUNK_NBYTES = 1 << 20
-"""A chunk is read as whole pages, so that two of them are read once more for each: of smaller chunks, a larger share."""
+"""A chunk is read as whole pages, and the outer two of them twice: of smaller chunks, that is a larger share."""
 
 _SLOTS_AHEAD = 3
 """Buffers beside those that readers fill: one that is being used, and two in reserve for what a token does between

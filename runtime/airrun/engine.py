@@ -43,9 +43,7 @@ class Engine:
         Most tokens of one step.
     """
 
-    def __init__(
-        self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto"
-    ) -> None:
+    def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto") -> None:
         plan = loaded.plan
         self.loaded, self.plan, self.sizes = loaded, plan, sizes
         self.threads, self.n_ctx, self.max_batch = sizes.threads, sizes.ctx_size, sizes.max_tokens
@@ -190,8 +188,10 @@ class Engine:
         self.session.reset()
 
     def metrics(self) -> dict[str, float]:
-        """What was done so far: seconds and tokens of load, prefill and decode, seconds inside native code, and what was
-        read where weights are streamed."""
+        """What was done so far: seconds and tokens of load, prefill and decode, seconds inside native code.
+
+        Where weights are streamed also the bytes read, the passes, and the share of time that was waited for reads.
+        """
         self._team.wait()
         return {"load_seconds": self._loading.seconds, **self._executor.metrics()}
 

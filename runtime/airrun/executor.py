@@ -112,7 +112,7 @@ class Executor:
         }
 
     def _open_stream(self, sizes: Sizes, mode: LoadMode) -> Stream | None:
-        """The stream of the weights that are not kept. All programs use them in the same order: the plan was verified."""
+        """The stream of what is not kept. All programs use it in the same order, of which the plan was verified."""
         numbers, residency = self._decode.streamed, sizes.residency
         if not numbers:
             return None

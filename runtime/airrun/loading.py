@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from airrun.native import Team
-from airrun.stream import Stream
 from airrun.weight_files import LoadMode, WeightFiles
 from airrun.weights import Weights
 

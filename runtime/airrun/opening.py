@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 _NOT_YET = {".onnx": "ONNX", ".safetensors": "safetensors"}
 
 
-def open_engine(
-    path: str, model: Sequence[str] = (), **options: Any
-) -> Engine:
+def open_engine(path: str, model: Sequence[str] = (), **options: Any) -> Engine:
     """Open a plan, or a GGUF model, which is compiled first unless the cache has its plan.
 
     Parameters

@@ -105,10 +105,10 @@ OPTIONS: tuple[Option, ...] = (
            _count(-1), -1, "N", dest="predict"),
     Option(("-c", "--ctx-size"), "context length in tokens (default: that of the plan)", _count(1), None, "N"),
     Option(("-t", "--threads"), "threads to compute with (default: that of the plan)", _count(1), None, "N"),
-    Option(("--ram",), "memory the process may take, as 1500MiB; weights that do not fit are streamed from their file "
+    Option(("--ram",), "memory the process may take, as 1500MiB; weights that do not fit are streamed "
            "(default: that of the plan, else what is available)", _nbytes, None, "BYTES"),
-    Option(("--load-mode",), "how weights are read: direct, buffered, mmap, or auto, which finds out", _load_mode, "auto",
-           "MODE"),
+    Option(("--load-mode",), "how weights are read: direct, buffered, mmap, or auto, which finds out", _load_mode,
+           "auto", "MODE"),
     Option(("-s", "--seed"), "seed of the draw; -1 takes a fresh one", _seed, None, "N"),
     Option(("--temp", "--temperature"), "temperature; 0 takes the most likely token", float, 0.8, "T", dest="temp"),
     Option(("--top-k",), "draw from the K most likely tokens; 0 is off", int, 40, "K"),

@@ -60,7 +60,9 @@ class WeightFiles:
                 return "direct"
             except OSError as error:
                 if mode == "direct":
-                    raise UsageError(f"{error.filename}: this file system has no direct reads: {error.strerror}") from None
+                    raise UsageError(
+                        f"{error.filename}: this file system has no direct reads: {error.strerror}"
+                    ) from None
             mode = "buffered"
         self._streams = [self._open(path, os.O_RDONLY) for path in self.paths]
         return mode

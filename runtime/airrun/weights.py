@@ -57,7 +57,8 @@ class Weights:
         at = 0
         for i, tensor in enumerate(self._plan.tensors):
             if tensor.access == "pinned":
-                self._pinned.memory[at : at + tensor.nbytes] = self._files.read(tensor.file, tensor.offset, tensor.nbytes)
+                data = self._files.read(tensor.file, tensor.offset, tensor.nbytes)
+                self._pinned.memory[at : at + tensor.nbytes] = data
                 self.tensor_addresses[i] = self._pinned.address + at
                 at += -(-tensor.nbytes // 64) * 64
 
@@ -83,7 +84,9 @@ class Weights:
         """
         if not self._residency.streams and mode == "mmap":
             return self._interleave_maps(), None
-        plan, chunks, calls = self._plan, [], []
+        plan = self._plan
+        chunks: list[Chunk] = []
+        calls: list[Call] = []
         for chunk, place in zip(self._residency.chunks, self._residency.places, strict=True):
             if place < 0:
                 continue
@@ -104,7 +107,7 @@ class Weights:
         return calls, stream
 
     def _interleave_maps(self) -> list[Call]:
-        """Calls that make panels from mapped files, a few megabytes at a time, each followed by letting go of raw pages.
+        """Calls that make panels from mapped files, a few megabytes at a time, and let go of raw pages after each.
 
         A native call is a C function of a few words, and `madvise` is one: so all is done in one parallel region, in
         which no worker waits for the interpreter.

@@ -33,6 +33,7 @@ from plan_sample import sample
 
 from airrun.errors import PlanError
 from airrun.plan.codec import PLAN_CODEC
+from airrun.plan.chunks import chunks_of
 from airrun.plan.container import LoadedPlan, content_digest, decode_plan, encode_plan
 from airrun.plan.schema import Plan
 
@@ -184,16 +185,13 @@ def check(loaded: LoadedPlan) -> None:
     for weight in plan.weights:
         written = set()
         for part in weight.parts:
-            n_rows = plan.tensors[part.tensor].nbytes * 16 // weight.panel_nbytes if weight.panel_nbytes else 0
+            n_rows = plan.tensors[part.tensor].nbytes * 16 // weight.panel_nbytes
             panels = range(part.first_panel, part.first_panel + (n_rows + 15) // 16)
             assert written.isdisjoint(panels)
             written.update(panels)
-        if weight.layout == "panels":
-            assert written == set(range(weight.nbytes // weight.panel_nbytes))
-            assert weight.pack in [kernel.symbol for kernel in plan.kernels]
-        else:
-            assert weight.nbytes == plan.tensors[weight.parts[0].tensor].nbytes
-    assert Counter(plan.keep_order) == Counter(range(len(plan.weights)))
+        assert written == set(range(weight.nbytes // weight.panel_nbytes))
+        assert weight.pack in [kernel.symbol for kernel in plan.kernels]
+    check_chunks(plan)
     constants = loaded.segment(plan.constants_segment)
     for constant in plan.constants:
         assert 0 <= constant.offset <= constant.offset + constant.nbytes <= len(constants)
@@ -206,6 +204,20 @@ def check(loaded: LoadedPlan) -> None:
     assert [program.max_tokens for program in plan.programs] == sorted({p.max_tokens for p in plan.programs})
     for program in plan.programs:
         check_program(plan, program.max_tokens, program)
+
+
+def check_chunks(plan: Plan) -> None:
+    """Chunks are all of every weight, in order, and inside its tensors."""
+    chunks = list(chunks_of(plan))
+    assert Counter(plan.keep_order) == Counter(range(len(chunks)))
+    for i, weight in enumerate(plan.weights):
+        mine = [chunk for chunk in chunks if chunk.weight == i]
+        assert [c.first_panel for c in mine] == [sum(d.n_panels for d in mine[:j]) for j in range(len(mine))]
+        assert sum(chunk.n_panels for chunk in mine) * weight.panel_nbytes == weight.nbytes
+        assert sum(chunk.nbytes for chunk in mine) == sum(plan.tensors[part.tensor].nbytes for part in weight.parts)
+        for chunk in mine:
+            assert 0 < chunk.nbytes <= chunk.n_panels * weight.panel_nbytes < 1 << 30
+            assert chunk.offset + chunk.nbytes <= plan.files[chunk.file].nbytes
 
 
 def check_program(plan: Plan, n: int, program: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from airrun.plan.blocks import BLOCKS
+from airrun.plan.chunks import n_chunks
 from airrun.plan.schema import (
     INPUTS,
     Buffer,
@@ -25,6 +26,7 @@ from airrun.plan.schema import (
     Rope,
     Segment,
     Step,
+    Stream,
     Tensor,
     Weight,
     WeightFile,
@@ -33,10 +35,11 @@ from airrun.plan.schema import (
 
 N_EMBD, N_HEADS, N_KV_HEADS, HEAD_DIM, N_FF, N_VOCAB, N_CTX = 64, 4, 2, 16, 160, 300, 512
 HEADER_NBYTES = 4096
+CHUNK_PANELS = 3
 NONE = Operand("none", 0, 0)
 
 
-def panels(name: str, layer: int, access: str, members: list[int], tensors: list[Tensor]) -> Weight:
+def panels(name: str, layer: int, members: list[int], tensors: list[Tensor]) -> Weight:
     """A weight of interleaved rows, made of whole tensors."""
     first, parts = 0, []
     for tensor in members:
@@ -46,7 +49,7 @@ def panels(name: str, layer: int, access: str, members: list[int], tensors: list
     size = 16 * BLOCKS[form].row_bytes(n_cols)
     n_rows = sum(tensors[tensor].shape[0] for tensor in members)
     pack = f"pack_{form.lower()}_{n_cols}"
-    return Weight(name, layer, "panels", access, form, n_rows, n_cols, first * size, size, pack, tuple(parts))
+    return Weight(name, layer, form, n_rows, n_cols, first * size, size, pack, CHUNK_PANELS, tuple(parts))
 
 
 def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[bytes]]:
@@ -54,20 +57,16 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
     tensors: list[Tensor] = []
     end = HEADER_NBYTES
 
-    def tensor(name: str, form: str, *shape: int) -> int:
+    def tensor(name: str, form: str, *shape: int, access: str = "weight") -> int:
         nonlocal end
         nbytes = math.prod(shape[:-1]) * BLOCKS[form].row_bytes(shape[-1])
-        tensors.append(Tensor(name, 0, end, nbytes, form, shape))
+        tensors.append(Tensor(name, 0, end, nbytes, form, shape, access))
         end += -(-nbytes // 32) * 32
         return len(tensors) - 1
 
     weights: list[Weight] = []
-    embedding = tensor("token_embd.weight", "Q8_0", N_VOCAB, N_EMBD)
-    t = tensors[embedding]
-    parts = (WeightPart(embedding, 0),)
-    weights.append(Weight(t.name, -1, "raw", "row_gather", "Q8_0", N_VOCAB, N_EMBD, t.nbytes, 0, "", parts))
-    weights.append(panels("head", -1, "pinned", [embedding], tensors))
-    norm = tensor("output_norm.weight", "F32", N_EMBD)
+    embedding = tensor("token_embd.weight", "Q8_0", N_VOCAB, N_EMBD, access="row_gather")
+    norm = tensor("output_norm.weight", "F32", N_EMBD, access="pinned")
 
     buffers, arena = [], 0
     for name, nbytes in (("hidden", 256), ("normed", 128), ("qkv", 512), ("attention", 256), ("ffn", 1280)):
@@ -76,12 +75,12 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
     hidden, normed, qkv, attention, ffn = (Operand("buffer", i, 0) for i in range(5))
     inputs = {name: Operand("input", i, 0) for i, name in enumerate(INPUTS)}
 
-    names = ("embed", "norm", "qkv", "store", "attend", "out", "gate_up", "down", "head", "pack_q4_0_64")
+    names = ("embed", "norm", "head_norm", "qkv", "store", "attend", "out", "gate_up", "down", "head", "pack_q4_0_64")
     names += ("pack_q4_0_160", "pack_q8_0_64")
     kernels = tuple(Kernel(n, n, "Q4_0", (16, 64), "panels 1x4", "the last rule: always applies") for n in names)
 
     def step(name: str, layer: int, tokens: int, *operands: Operand, tasks: int = 4, group: int = 0) -> Step:
-        phase = "layer" if layer >= 0 else name
+        phase = "layer" if layer >= 0 else name.partition("_")[0]
         rows = "outputs" if phase == "head" else "tokens"
         label = f"layer {layer} {name}" if layer >= 0 else name
         filled = operands + (NONE,) * (8 - len(operands))
@@ -92,7 +91,7 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
     layers = []
     for layer in range(n_layers):
         prefix = f"blk.{layer}."
-        norms = [tensor(prefix + f"{n}_norm.weight", "F32", N_EMBD) for n in ("attn", "ffn")]
+        norms = [tensor(prefix + f"{n}_norm.weight", "F32", N_EMBD, access="pinned") for n in ("attn", "ffn")]
         q = tensor(prefix + "attn_q.weight", "Q4_0", N_HEADS * HEAD_DIM, N_EMBD)
         k, v = (tensor(prefix + f"attn_{n}.weight", "Q4_0", N_KV_HEADS * HEAD_DIM, N_EMBD) for n in "kv")
         o = tensor(prefix + "attn_output.weight", "Q4_0", N_EMBD, N_EMBD)
@@ -100,11 +99,12 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         down = tensor(prefix + "ffn_down.weight", "Q4_0", N_EMBD, N_FF)
         first = len(weights)
         for name, members in (("qkv", [q, k, v]), ("out", [o]), ("gate_up", [gate, up]), ("down", [down])):
-            weights.append(panels(prefix + name, layer, "streamed", members, tensors))
+            weights.append(panels(prefix + name, layer, members, tensors))
         layers.append((norms, first))
+    weights.append(panels("head", -1, [embedding], tensors))
 
     def program(name: str, tokens: int) -> Program:
-        steps = [step("embed", -1, tokens, Operand("weight", 0, 0), inputs["token_ids"], hidden, group=1)]
+        steps = [step("embed", -1, tokens, Operand("tensor", embedding, 0), inputs["token_ids"], hidden, group=1)]
         for layer, (norms, first) in enumerate(layers):
             w = [Operand("weight", first + i, 0) for i in range(4)]
             n = [Operand("tensor", i, 0) for i in norms]
@@ -113,16 +113,17 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
             scratch = Operand("scratch", 0, 0)
             steps += [
                 step("norm", layer, tokens, hidden, n[0], normed, group=1),
-                step("qkv", layer, tokens, w[0], normed, qkv, tasks=8, group=8),
+                step("qkv", layer, tokens, w[0], normed, qkv, tasks=8),
                 step("store", layer, tokens, qkv, cache, inputs["rope"], *where, group=1),
                 step("attend", layer, tokens, qkv, cache, attention, *where, scratch, group=1),
-                step("out", layer, tokens, w[1], attention, hidden, scratch, group=8),
+                step("out", layer, tokens, w[1], attention, hidden, scratch),
                 step("norm", layer, tokens, hidden, n[1], normed, group=1),
-                step("gate_up", layer, tokens, w[2], normed, ffn, tasks=20, group=8),
-                step("down", layer, tokens, w[3], replace(ffn, offset=640), hidden, group=8),
+                step("gate_up", layer, tokens, w[2], normed, ffn, tasks=20),
+                step("down", layer, tokens, w[3], replace(ffn, offset=640), hidden),
             ]
-        final = (hidden, Operand("tensor", norm, 0), Operand("weight", 1, 0), Operand("logits", 0, 0))
-        steps.append(step("head", -1, tokens, *final, inputs["output_rows"], tasks=19))
+        final = (Operand("weight", len(weights) - 1, 0), hidden, Operand("logits", 0, 0), inputs["output_rows"])
+        steps.append(step("head_norm", -1, tokens, hidden, Operand("tensor", norm, 0), normed, group=1))
+        steps.append(step("head", -1, tokens, *final, tasks=19))
         return Program(name, tokens, tuple(steps))
 
     frequencies = (10000.0 ** (-np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))).astype("<f8")
@@ -133,11 +134,12 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
     plan = Plan(
         generator="airrun tests",
         model=Model("sämple", "llama", N_VOCAB, N_EMBD, n_layers, N_CTX, 123_456, 0, 304),
-        choice=Choice("host", N_CTX, 0, "auto", "f16", "none"),
+        choice=Choice("host", N_CTX, 0, "auto", "f16", "none", 0),
         files=(WeightFile("sample.gguf", end, HEADER_NBYTES, "0123456789abcdef" * 4),),
         tensors=tuple(tensors),
         weights=tuple(weights),
-        keep_order=tuple(reversed(range(len(weights)))),
+        keep_order=(),
+        stream=Stream(2, 4),
         constants=(
             Constant("inverse_frequency", "float64", (HEAD_DIM // 2,), 0, 8 * HEAD_DIM // 2),
             Constant("axis", "int32", (HEAD_DIM // 2,), 8 * HEAD_DIM // 2, 4 * HEAD_DIM // 2),
@@ -155,4 +157,4 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         constants_segment=1,
         segments=tuple(Segment(name, 0, 0) for name in ("tokenizer", "constants", "x86-64-v3")),
     )
-    return plan, segments
+    return replace(plan, keep_order=tuple(reversed(range(n_chunks(plan))))), segments

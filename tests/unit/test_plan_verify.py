@@ -20,7 +20,7 @@ PLAN = replace(
 HUGE = 1 << 62
 TENSORS = {tensor.name: i for i, tensor in enumerate(PLAN.tensors)}
 WEIGHTS = {weight.name: i for i, weight in enumerate(PLAN.weights)}
-QKV, OUT, HEAD, EMBEDDING = WEIGHTS["blk.0.qkv"], WEIGHTS["blk.0.out"], WEIGHTS["head"], 0
+QKV, HEAD, N_CHUNKS = WEIGHTS["blk.0.qkv"], WEIGHTS["head"], len(PLAN.keep_order)
 STEPS = PLAN.programs[1].steps
 NORM_STEP, QKV_STEP, HEAD_STEP = 1, 2, len(STEPS) - 1
 
@@ -71,6 +71,7 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     ("model.hidden", 5, "model.hidden is 5, buffers has 5 entries"),
     ("model.hidden", -1, "model.hidden is -1, buffers has 5 entries"),
     ("choice.ctx_size", 0, "choice.ctx_size is 0"),
+    ("choice.ram_nbytes", -1, "choice.ram_nbytes is -1"),
     ("choice.threads", -1, "choice.threads is -1, expected 0 to 65536"),
     # files
     ("files", (), "number of files is 0"),
@@ -90,6 +91,13 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     ("files", lambda files: files * 2, "files has the same fingerprint twice"),
     # tensors
     ("tensors.1.file", 1, r"tensors\[1\].file is 1, files has 1 entries"),
+    ("tensors.1.access", "cached", r"tensors\[1\].access is 'cached', which is unknown"),
+    ("tensors.1.access", "weight", r"tensors\[1\].access is 'weight', but a step reads the tensor itself"),
+    (
+        "tensors.1.access",
+        "row_gather",
+        r"tensors\[1\].access is 'row_gather', but a step does not read it by row numbers",
+    ),
     ("tensors.1.format", "Q9_9", r"tensors\[1\].format is 'Q9_9', which is unknown"),
     ("tensors.0.offset", 0, r"tensors\[0\].offset is 0, expected 4096 to"),
     ("tensors.0.offset", -1, r"tensors\[0\].offset is -1"),
@@ -124,8 +132,6 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     # weights
     (f"weights.{QKV}.layer", 2, r"weights\[\d\].layer is 2, expected -1 to 1"),
     (f"weights.{QKV}.layer", -2, r"weights\[\d\].layer is -2"),
-    (f"weights.{QKV}.layout", "tiles", r"weights\[\d\].layout is 'tiles', which is unknown"),
-    (f"weights.{QKV}.access", "cached", r"weights\[\d\].access is 'cached', which is unknown"),
     (f"weights.{QKV}.format", "Q", r"weights\[\d\].format is 'Q', which is unknown"),
     (f"weights.{QKV}.format", "Q8_0", r"weights\[\d\].parts\[0\].tensor is Q4_0 with rows of 64, the weight is Q8_0"),
     (f"weights.{QKV}.n_cols", 32, r"weights\[\d\].parts\[0\].tensor is Q4_0 with rows of 64, the weight is Q4_0 with"),
@@ -133,7 +139,7 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     (f"weights.{QKV}.n_cols", 33, r"weights\[\d\].n_cols is wrong: 33 elements"),
     (f"weights.{QKV}.n_rows", 0, r"weights\[\d\].n_rows is 0"),
     (f"weights.{QKV}.n_rows", 127, r"weights\[\d\].n_rows is 127, the parts have 128 \(128 in whole panels\)"),
-    (f"weights.{HEAD}.n_rows", 303, r"weights\[1\].n_rows is 303, the parts have 300 \(304 in whole panels\)"),
+    (f"weights.{HEAD}.n_rows", 303, r"weights\[8\].n_rows is 303, the parts have 300 \(304 in whole panels\)"),
     (f"weights.{QKV}.nbytes", lambda n: n + 576, r"weights\[\d\].nbytes is \d+, expected \d+ from 8 panels"),
     (f"weights.{QKV}.nbytes", lambda n: n - 1, r"weights\[\d\].nbytes is"),
     (f"weights.{QKV}.panel_nbytes", lambda n: n + 1, r"weights\[\d\].panel_nbytes is 577, expected 576 from 16 rows"),
@@ -145,15 +151,14 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     (f"weights.{QKV}.parts.0.first_panel", 1, r"weights\[\d\].parts\[0\].first_panel is 1, expected 0"),
     (f"weights.{QKV}.parts.2.first_panel", 5, r"weights\[\d\].parts\[2\].first_panel is 5, expected 6"),
     (f"weights.{QKV}.parts", lambda p: p[:2], r"weights\[\d\].n_rows is 128, the parts have 96"),
-    (f"weights.{EMBEDDING}.parts", lambda p: p * 2, r"weights\[0\].parts is 2 parts, expected 1"),
-    (f"weights.{EMBEDDING}.parts.0.first_panel", 1, r"weights\[0\] is raw but says how to make panels"),
-    (f"weights.{EMBEDDING}.pack", "embed", r"weights\[0\] is raw but"),
-    (f"weights.{EMBEDDING}.panel_nbytes", 16, r"weights\[0\] is raw but"),
-    (f"weights.{EMBEDDING}.n_rows", 301, r"weights\[0\].n_rows is 301, expected 300"),
-    (f"weights.{EMBEDDING}.nbytes", lambda n: n + 1, r"weights\[0\].nbytes is"),
-    ("keep_order", lambda order: order[1:], "keep_order does not list each of the 10 weights once"),
+    (f"weights.{QKV}.chunk_panels", 0, r"weights\[\d\].chunk_panels is 0"),
+    (f"weights.{QKV}.chunk_panels", 1 << 30, r"bytes of a chunk of weights\[\d\] is \d+, expected 1 to 1073741823"),
+    (f"weights.{QKV}.chunk_panels", 1, "keep_order does not list each of the 43 chunks once"),
+    ("keep_order", lambda order: order[1:], f"keep_order does not list each of the {N_CHUNKS} chunks once"),
     ("keep_order", lambda order: (order[1], *order[1:]), "keep_order does not list"),
-    ("keep_order", lambda order: (*order, 10), "keep_order does not list"),
+    ("keep_order", lambda order: (*order, N_CHUNKS), "keep_order does not list"),
+    ("stream.readers", 0, "stream.readers is 0, expected 1 to 256"),
+    ("stream.slots", 1, "stream.slots is 1, expected 2 to 65536"),
     # constants
     ("constants_segment", 3, "constants_segment is 3, segments has 3 entries"),
     ("constants.0.dtype", "bfloat16", r"constants\[0\].dtype is 'bfloat16', which is unknown"),
@@ -213,7 +218,7 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     (f"{step(2)}.device", "cuda", r"programs\[1\].steps\[2\].device is 'cuda', which is unknown to this airrun"),
     (f"{step(2)}.stream", 64, r"programs\[1\].steps\[2\].stream is 64"),
     (f"{step(2)}.stream", -1, r"programs\[1\].steps\[2\].stream is -1"),
-    (f"{step(2)}.kernel", 12, r"programs\[1\].steps\[2\].kernel is 12, kernels has 12 entries"),
+    (f"{step(2)}.kernel", 13, r"programs\[1\].steps\[2\].kernel is 13, kernels has 13 entries"),
     (f"{step(2)}.kernel", -1, r"programs\[1\].steps\[2\].kernel is -1"),
     (f"{step(2)}.layer", 2, r"programs\[1\].steps\[2\].layer is 2, expected 0 to 1"),
     (f"{step(2)}.layer", -1, r"programs\[1\].steps\[2\].layer is -1, expected 0 to 1"),
@@ -226,6 +231,10 @@ ONE_CHANGE: list[tuple[str, Any, str]] = [
     (f"{step(2)}.tokens_per_task", -1, r"programs\[1\].steps\[2\].tokens_per_task is -1"),
     (f"{step(2)}.operands", lambda o: o[:7], r"programs\[1\].steps\[2\].operands is 7 operands, expected 8"),
     (f"{step(2)}.operands", lambda o: (*o, NONE), r"programs\[1\].steps\[2\].operands is 9 operands"),
+    (f"{step(2)}.tokens_per_task", 8, r"programs\[1\].steps\[2\] reads a weight otherwise than by tasks of a panel"),
+    (f"{step(2)}.tasks", 9, r"programs\[1\].steps\[2\].tasks is 9 panels, expected 1 to 8"),
+    (f"{step(2)}.tasks", 7, r"programs\[1\] does not read the weights in the order of programs\[0\]"),
+    (f"{operand(2, 0)}.offset", 5, r"programs\[1\].steps\[2\] reads a weight otherwise"),
     # cost
     ("cost.macs_per_token", -1, "cost.macs_per_token is -1"),
     ("cost.weight_nbytes_per_token", HUGE + 1, "cost.weight_nbytes_per_token is"),
@@ -242,7 +251,7 @@ BAD_OPERANDS: list[tuple[Operand, str]] = [
     (Operand("stack", 0, 0), ".space is 'stack', which is unknown"),
     (Operand("none", 1, 0), ".index is 1, space none has 1 entries"),
     (Operand("none", 0, 1), ".offset is 1, expected 0"),
-    (Operand("weight", 10, 0), ".index is 10, space weight has 10 entries"),
+    (Operand("weight", 9, 0), ".index is 9, space weight has 9 entries"),
     (Operand("weight", -1, 0), ".index is -1"),
     (Operand("weight", QKV, -1), ".offset is -1"),
     (Operand("weight", QKV, 4608), ".offset is 4608, expected 0 to 4607"),
@@ -265,7 +274,6 @@ BAD_OPERANDS: list[tuple[Operand, str]] = [
 ]
 
 GOOD_OPERANDS = [
-    Operand("weight", QKV, 4607),
     Operand("buffer", 0, 255),
     Operand("input", INPUTS.index("rope"), 32),
     Operand("kv", 1, 4095),
@@ -302,7 +310,7 @@ def test_outputs_have_logits() -> None:
     with pytest.raises(PlanError, match=r"operands\[5\]\.offset is 1216, expected 0 to 1215"):
         verify(plan_with((operand(HEAD_STEP, 5), Operand("logits", 0, 4 * 304))))
     with pytest.raises(
-        PlanError, match=rf"^programs\[1\]\.steps\[{HEAD_STEP}\]\.operands\[3\]\.space has a row per out"
+        PlanError, match=rf"^programs\[1\]\.steps\[{HEAD_STEP}\]\.operands\[2\]\.space has a row per out"
     ):
         verify(plan_with((f"{step(HEAD_STEP)}.rows", "tokens")))
 
@@ -317,7 +325,7 @@ def test_a_bad_operand_is_found_wherever_it_is() -> None:
     bad = Operand("kv", 7, 0)
     for i, program in enumerate(PLAN.programs):
         for j in (0, len(program.steps) - 1):
-            for k in (0, 7):
+            for k in (1, 7):
                 with pytest.raises(PlanError, match=rf"^programs\[{i}\]\.steps\[{j}\]\.operands\[{k}\]\.index is 7"):
                     verify(plan_with((f"programs.{i}.steps.{j}.operands.{k}", bad)))
 
@@ -329,7 +337,8 @@ def test_rows_may_count_the_padding() -> None:
 def test_parts_are_padded_each_to_whole_panels() -> None:
     """Two parts of 300 rows: the second starts at panel 19, not where the rows of the first end."""
     two = replace(PLAN.weights[HEAD], parts=(WeightPart(0, 0), WeightPart(0, 19)), n_rows=600)
-    verify(plan_with((f"weights.{HEAD}", replace(two, nbytes=38 * two.panel_nbytes))))
+    order = tuple(range(N_CHUNKS + 7))  # of 3 panels each
+    verify(plan_with((f"weights.{HEAD}", replace(two, nbytes=38 * two.panel_nbytes)), ("keep_order", order)))
     with pytest.raises(PlanError, match=r"nbytes is \d+, expected \d+ from 38 panels"):
         verify(plan_with((f"weights.{HEAD}", replace(two, nbytes=37 * two.panel_nbytes))))
     for first in (18, 20):
