@@ -10,6 +10,8 @@ from airrun.profile import Disk
 
 _CHUNK_NBYTES = 4 << 20
 _READERS = 2
+"""At least: while one thread wakes up after a read, the other's keeps the disk busy."""
+
 _LEAST_CHUNK_NBYTES = 1 << 20
 """A chunk is read as whole pages, and the outer two of them twice: of smaller chunks, that is a larger share."""
 
@@ -48,7 +50,7 @@ def chunk_panels(n_panels: int, panel_nbytes: int, disk: Disk) -> int:
 
 def stream(disk: Disk) -> Stream:
     """Readers and buffers for a disk."""
-    readers = disk.readers or _READERS
+    readers = max(disk.readers, _READERS)
     return Stream(readers, readers + _SLOTS_AHEAD)
 
 

@@ -222,10 +222,10 @@ class Executor:
         if self.stream is not None:
             read = self.stream.counters
             running = self.work["prefill_seconds"] + self.work["decode_seconds"]
+            found["streamed_passes"] = self.passes
             found["streamed_bytes"] = read["nbytes"]
-            found["streamed_seconds"] = running
-            found["stalled_share"] = read["stalled_seconds"] / self._team.n_workers / running if running else 0.0
-            found["passes"] = self.passes
+            found["stalled_seconds"] = read["stalled_seconds"] / self._team.n_workers
+            found["stalled_share"] = found["stalled_seconds"] / running if running else 0.0
         return found
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def describe(
         "formats": _formats(plan),
         "kernels": _kernels(plan),
         "programs": [_program(plan, program, all_steps) for program in plan.programs],
-        "prediction": asdict(predict(plan, context)),
+        "prediction": asdict(predict(plan, context, sizes)),
     }
 
 

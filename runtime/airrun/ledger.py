@@ -21,9 +21,9 @@ MAX_THREADS = 1024
 
 _LINE = 64
 
-_INTERPRETER_NBYTES = 46 << 20
-_NBYTES_PER_VOCABULARY_BYTE = 14
-"""What Python, numpy and this package take, and a tokenizer per byte of its segment; measured, see FINDINGS.md."""
+_INTERPRETER_NBYTES = 36 << 20
+_NBYTES_PER_TOKEN = 300
+"""What Python, numpy and this package take, and a tokenizer per entry of its vocabulary; measured, see FINDINGS.md."""
 
 _NBYTES_PER_CHUNK = 1024
 """Of the tables that describe a streamed chunk."""
@@ -271,7 +271,7 @@ def row_nbytes(plan: Plan, tensor: int) -> int:
 
 def interpreter_nbytes(plan: Plan) -> int:
     """Resident bytes of a process that runs a plan, beside everything it allocates for that."""
-    return _INTERPRETER_NBYTES + _NBYTES_PER_VOCABULARY_BYTE * plan.segments[plan.tokenizer].nbytes
+    return _INTERPRETER_NBYTES + _NBYTES_PER_TOKEN * plan.model.n_vocab
 
 
 def kv_nbytes(spec: KvCache, n_blocks: int) -> int:

@@ -1,7 +1,8 @@
 """How fast a plan will run, from what the compiler counted and measured; no model is touched.
 
 A token reads every weight once and does the work that the compiler counted beyond that; attention reads the cache.
-Whichever takes longer, memory or the rest, is what bounds the speed.
+Whichever takes longer, memory or the rest, is what bounds the speed. Weights that are not kept are read from the disk
+beside that, and then the slower of the two decides.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from airrun.errors import AirError
+from airrun.ledger import Sizes
 from airrun.plan.schema import Cost, Plan
 from airrun.probe import host_profile_path
 from airrun.profile import load_profile
@@ -26,9 +28,9 @@ class Prediction:
     decode_tokens_per_second, prefill_tokens_per_second
         None where the target's rates are unknown.
     decode_bound, prefill_bound
-        'memory', 'compute', or 'unknown'.
+        'disk', 'memory', 'compute', or 'unknown'.
     decode_seconds
-        Of one token: 'weights', 'cache' and 'other' (computing, waiting, small steps).
+        Of one token: 'weights', 'cache' and 'other' (computing, waiting, small steps), and beside them 'disk'.
     context
         Tokens in the cache before the one that is decoded.
     upper_limit
@@ -47,10 +49,11 @@ class Prediction:
     load_seconds: float | None
 
 
-def predict(plan: Plan, context: int = CONTEXT) -> Prediction:
+def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> Prediction:
     """Predict the speed of a plan with `context` tokens in the cache, on the plan's number of threads.
 
-    A plan for no particular machine has no rates; then those of this machine count, if `probe` has measured them.
+    With the `sizes` of a run, what it streams is counted; otherwise everything is taken to be in memory. A plan for no
+    particular machine has no rates; then those of this machine count, if `probe` has measured them.
     """
     cost, known = plan.cost, plan.cost.ram_bytes_per_s > 0
     if not known:
@@ -63,18 +66,29 @@ def predict(plan: Plan, context: int = CONTEXT) -> Prediction:
         return Prediction(
             None, "unknown", {}, prefill or None, "compute" if prefill else "unknown", context, False, load
         )
+    batch = sizes.max_tokens if sizes is not None else plan.programs[-1].max_tokens
+    reading = sizes.residency.streamed_nbytes / disk if sizes is not None and disk else 0.0
+    unknown = sizes is not None and sizes.residency.streams and not disk
     seconds = {
         "weights": cost.weight_nbytes_per_token / cost.ram_bytes_per_s,
         "cache": cells / cost.ram_bytes_per_s,
         "other": cost.decode_overhead_s,
     }
     total = sum(seconds.values())
+    bound = "compute" if seconds["other"] > total / 2 else "memory"
+    if reading > total:
+        bound, total = "disk", reading
+    if reading:
+        seconds["disk"] = reading
+    prefill_bound = "compute" if prefill else "unknown"
+    if prefill and reading > batch / prefill:
+        prefill, prefill_bound = batch / reading, "disk"
     return Prediction(
-        decode_tokens_per_second=1 / total if total else None,
-        decode_bound="compute" if seconds["other"] > total / 2 else "memory",
+        decode_tokens_per_second=1 / total if total and not unknown else None,
+        decode_bound="unknown" if unknown else bound,
         decode_seconds=seconds,
         prefill_tokens_per_second=prefill or None,
-        prefill_bound="compute" if prefill else "unknown",
+        prefill_bound=prefill_bound,
         context=context,
         upper_limit=bool(total) and not known,
         load_seconds=load,

@@ -1,4 +1,4 @@
-"""A hard memory limit for a command: a control group of its own (Linux, needs root). The page cache it causes counts."""
+"""A hard memory limit for a command: a control group of its own (Linux, needs root). The page cache counts too."""
 
 from __future__ import annotations
 

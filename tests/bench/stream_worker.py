@@ -1,7 +1,7 @@
 """One run of an engine in a process of its own, for `streaming.py`: decodes a few tokens and prints a line of JSON.
 
-    python stream_worker.py air   PLAN MODEL THREADS TOKENS RAM LOAD_MODE CTX_SIZE
-    python stream_worker.py llama MODEL THREADS TOKENS CTX_SIZE
+python stream_worker.py air   PLAN MODEL THREADS TOKENS RAM LOAD_MODE CTX_SIZE
+python stream_worker.py llama MODEL THREADS TOKENS CTX_SIZE
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def air(plan: str, model: str, threads: str, tokens: str, ram: str, load_mode: s
 
     started = time.perf_counter()
     budget = int(ram) or None
-    engine = Engine.from_plan(plan, model, threads=int(threads), ram=budget, load_mode=load_mode, ctx_size=int(ctx_size))  # type: ignore[arg-type]
+    engine = Engine.from_plan(
+        plan, model, threads=int(threads), ram=budget, load_mode=load_mode, ctx_size=int(ctx_size)
+    )  # type: ignore[arg-type]
     engine.session.eval([11])
     first = time.perf_counter() - started
     before = engine.metrics()

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from plan_sample import sample
 
 from airrun.errors import PlanError
-from airrun.plan.codec import PLAN_CODEC
 from airrun.plan.chunks import chunks_of
+from airrun.plan.codec import PLAN_CODEC
 from airrun.plan.container import LoadedPlan, content_digest, decode_plan, encode_plan
 from airrun.plan.schema import Plan
 

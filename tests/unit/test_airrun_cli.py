@@ -84,11 +84,12 @@ def test_stdout_is_the_generated_text_and_nothing_else(airrun_command: Command, 
 def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -> None:
     run = airrun_command
     run(run.plan, "-p", "Hello")
-    assert run.opened == ("plan", run.plan, None, {"threads": None, "ctx_size": None})
+    unset = {"threads": None, "ctx_size": None, "ram": None, "load_mode": "auto"}
+    assert run.opened == ("plan", run.plan, None, unset)
     run(run.plan, "-p", "Hello", "--model", "a", "--model", "b", "-t", "2", "-c", "99")
-    assert run.opened == ("plan", run.plan, ["a", "b"], {"threads": 2, "ctx_size": 99})
-    run(run.gguf, "-p", "Hello", "-t3")
-    assert run.opened == ("gguf", run.gguf, {"threads": 3, "ctx_size": None})
+    assert run.opened == ("plan", run.plan, ["a", "b"], unset | {"threads": 2, "ctx_size": 99})
+    run(run.gguf, "-p", "Hello", "-t3", "--ram", "2GiB", "--load-mode", "direct")
+    assert run.opened == ("gguf", run.gguf, unset | {"threads": 3, "ram": 2 << 30, "load_mode": "direct"})
     for path, message in (
         ("x.onnx", "x.onnx: ONNX models are not supported yet"),
         ("x.safetensors", "x.safetensors: safetensors models are not supported yet"),
@@ -112,7 +113,8 @@ def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -
         (["--grammar", "root ::= x", "-p", "x"], "--grammar is not implemented yet"),
         (["-j", "{}", "-p", "x"], "-j is not implemented yet"),
         (["--json-schema={}", "-p", "x"], "--json-schema is not implemented yet"),
-        (["--ram", "1G", "-p", "x"], "--ram is not implemented yet"),
+        (["--ram", "much", "-p", "x"], "'much' must be a number of bytes"),
+        (["--load-mode", "fast", "-p", "x"], "'fast' must be one of auto, direct, buffered, mmap"),
         (["-p", "x", "-f", "y"], "not both"),
         (["-p", "x", "-sys", "y"], "needs --chat"),
         (["-p"], "expected one argument"),
@@ -158,6 +160,8 @@ GIVEN = {
     "predict": (["--n-predict", "5"], "5", 5),
     "ctx_size": (["-c", "7"], "7", 7),
     "threads": (["-t", "2"], "2", 2),
+    "ram": (["--ram", "1MiB"], "1 MiB", 1 << 20),
+    "load_mode": (["--load-mode", "mmap"], "mmap", "mmap"),
     "seed": (["-s", "9"], "9", 9),
     "temp": (["--temperature", "-1"], "-1", -1.0),
     "top_k": (["--top-k", "-1"], "-1", -1),

@@ -63,8 +63,7 @@ def test_a_processor_that_lacks_something(plan: Path, monkeypatch: pytest.Monkey
 
 def test_memory(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = ledger.sizes_of(read_plan(plan).plan)
-    monkeypatch.setattr(doctor, "INTERPRETER_NBYTES", 0)
-    fixed = sizes.panels + sizes.arena + sizes.scratch + sizes.inputs_nbytes + sizes.constants + sizes.logits
+    fixed = sizes.total - sizes.kv
     for available, status in ((fixed + sizes.kv, "ok"), (fixed, "warning"), (fixed - 1, "problem")):
         monkeypatch.setattr(doctor, "available_ram", lambda available=available: available)
         assert statuses(plan)["memory"] == status
