@@ -118,9 +118,8 @@ def _prediction(found: dict[str, Any]) -> None:
     else:
         parts = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in found["decode_seconds"].items())
         where = f"with {found['context']} tokens in the cache"
-        print(
-            f"  decode: {at_most}{decode:.{1 if decode >= 1 else 3}f} tokens/s {where}, bound by {found['decode_bound']} ({parts})"
-        )
+        rate = f"{decode:.{1 if decode >= 1 else 3}f}"
+        print(f"  decode: {at_most}{rate} tokens/s {where}, bound by {found['decode_bound']} ({parts})")
     if prefill is not None:
         print(f"  prefill: {prefill:.{0 if prefill >= 10 else 2}f} tokens/s, bound by {found['prefill_bound']}")
     if load is not None:
