@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from block_samples import decoded, ordinary_blocks
 
 import airkernels
 from airkernels.cpu.activations import QuantizedRow
@@ -122,20 +123,14 @@ def vector_isa(level: str) -> VectorIsa:
 
 
 def random_weights(rng: np.random.Generator, name: str, n_rows: int, n_cols: int) -> tuple[Bytes, Doubles]:
-    """Raw rows [n_rows, row bytes] of a format, and their values as the gguf package decodes them."""
-    kind = gguf.GGMLQuantizationType[name]
+    """Raw rows [n_rows, row bytes] of a format, and their values as others decode them."""
     if name in ("F32", "F16", "BF16"):
+        kind = gguf.GGMLQuantizationType[name]
         raw = gguf.quantize(rng.standard_normal((n_rows, n_cols)).astype(np.float32), kind)
         raw = np.ascontiguousarray(raw).view(np.uint8).reshape(n_rows, -1)
     else:
-        # every byte random, so that every code and group scale occurs; the half-precision scales of sane size
-        size = BLOCKS[name]
-        blocks = rng.integers(0, 256, (n_rows * n_cols // size.block, size.nbytes), dtype=np.uint8)
-        for offset in {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}[name]:
-            scales = (rng.standard_normal(len(blocks)) * 0.02).astype(np.float16)
-            blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
-        raw = blocks.reshape(n_rows, -1)
-    return raw, gguf.dequantize(raw, kind).reshape(n_rows, n_cols).astype(np.float64)
+        raw = ordinary_blocks(rng, name, n_rows * n_cols // BLOCKS[name].block).reshape(n_rows, -1)
+    return raw, decoded(name, raw).reshape(n_rows, n_cols).astype(np.float64)
 
 
 def random_activations(rng: np.random.Generator, n_rows: int, n_cols: int) -> Floats:
@@ -166,6 +161,7 @@ def quantize_reference(x: Floats, digits: int = 1) -> tuple[Bytes, Doubles]:
     parts: list[tuple[int, Array]] = [(i * n, p.astype(np.int8).reshape(n_rows, n)) for i, p in enumerate(planes)]
     parts += [(row.scale, scale), (row.negative_sum, -sums)]
     parts += [(row.scaled_sum, scale * sums.astype(np.float32)), (row.negative_half_sum, -half_sums)]
+    parts += [(row.scaled_half_sum, np.repeat(scale, 2, axis=1) * half_sums.astype(np.float32))]
     for at, part in parts:
         raw = np.ascontiguousarray(part).view(np.uint8).reshape(n_rows, -1)
         out[:, at : at + raw.shape[1]] = raw

@@ -33,34 +33,47 @@ from airkernels.formats import FORMATS, BlockFormat
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
 
 FLOATS = ["F32", "F16", "BF16"]
-INTEGERS = ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"]
+INTEGERS = [name for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)]
 N_ROWS, N_TOKENS = 70, 17
 STRIDE = 83  # more than the five panels need, and odd, so that rows of output lie at any alignment
 ROW_COUNTS = (1, 15, 16, 17)
-N_COLS = {"F32": 75, "F16": 75, "BF16": 75, "Q4_0": 96, "Q4_1": 160, "Q8_0": 96, "Q4_K": 512, "Q6_K": 768}
-LONG_COLS = {"F32": 1537, "F16": 1536, "BF16": 1, "Q4_0": 1536, "Q4_1": 32, "Q8_0": 1056, "Q4_K": 256, "Q6_K": 256}
+N_COLS = {name: 75 if name in FLOATS else {32: 96, 64: 192, 128: 256, 256: 512}[f.block] for name, f in FORMATS.items()}
+N_COLS |= {"Q4_1": 160, "Q6_K": 768}
+LONG_COLS = {name: 1536 if FORMATS[name].block < 256 else 256 for name in FORMATS}
+LONG_COLS |= {"F32": 1537, "BF16": 1, "Q4_1": 32, "Q8_0": 1056, "MXFP4": 1568}
 
-TWO_DIGITS = ("Q4_0", "Q6_K")
+TWO_DIGITS = ("Q4_0", "Q6_K", "Q2_K")
 """Formats whose products with two digits are always tested: they have every feature of the others."""
 
+ALL_LEVELS = (*FLOATS, "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "Q5_0", "MXFP4")
+"""Formats that are always tested on every instruction set; the others only on the best. These have every primitive
+that vectors of different widths compute differently, but for tables."""
+
+TABLES = (("x86-64-v3", "IQ3_XXS"), ("x86-64-v2", "IQ2_XS"))
+"""Which format stands for those with tables on each of the lesser instruction sets: they take long to compile."""
+
 # Decoding to floats is unrolled over a block of 256 and takes seconds to compile where vectors are short.
-SLOW_FLOAT = {(level, name) for level in ("x86-64-v2", "x86-64-v3") for name in ("Q4_K", "Q6_K")}
+SLOW_FLOAT = {(level, name) for level in ("x86-64-v2", "x86-64-v3") for name in INTEGERS if FORMATS[name].block == 256}
 
 
 def n_panels(n_rows: int) -> int:
     return -(-n_rows // PANEL)
 
 
-def cases(formats: list[str], slow: set[tuple[str, str]]) -> list[Any]:
+def is_slow(level: str, name: str, digits: int) -> bool:
+    sampled = level == LEVELS[0] or name in ALL_LEVELS or (level, name) in TABLES
+    return not sampled or (digits == 2 and name not in TWO_DIGITS) or (not digits and (level, name) in SLOW_FLOAT)
+
+
+def cases(formats: list[str], digits: tuple[int, ...]) -> list[Any]:
+    """(level, format, digits); unquantized formats have no digits."""
     return [
         pytest.param(
-            (level, name, digits),
-            marks=[pytest.mark.slow] if (level, name) in slow or (digits == 2 and name not in TWO_DIGITS) else [],
-            id=f"{level}-{name}-{digits}",
+            (level, name, d), marks=[pytest.mark.slow] if is_slow(level, name, d) else [], id=f"{level}-{name}-{d}"
         )
         for level in LEVELS
         for name in formats
-        for digits in ((1, 2) if name in INTEGERS and not slow else (0,))
+        for d in (digits if name in INTEGERS else (0,))
     ]
 
 
@@ -202,7 +215,7 @@ def check_row_counts(p: Product) -> None:
         assert (out[:, n_rows : n_panels(n_rows) * PANEL] == 0).all()
 
 
-@pytest.mark.parametrize("product", cases(FLOATS + INTEGERS, set()), indirect=True)
+@pytest.mark.parametrize("product", cases(FLOATS + INTEGERS, (1, 2)), indirect=True)
 class TestProducts:
     def test_values(self, product: Product) -> None:
         check_values(product)
@@ -214,7 +227,7 @@ class TestProducts:
         check_row_counts(product)
 
 
-@pytest.mark.parametrize("decoded", cases(INTEGERS, SLOW_FLOAT), indirect=True)
+@pytest.mark.parametrize("decoded", cases(INTEGERS, (0,)), indirect=True)
 class TestFloatActivations:
     def test_values(self, decoded: Product) -> None:
         check_values(decoded)

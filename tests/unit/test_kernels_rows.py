@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
+from block_samples import decoded
 from kernel_harness import (
     EPS,
     LEVELS,
@@ -35,7 +35,7 @@ NORM_EPS = 1e-5
 # divisible by every vector, by 32 but not by 64, and odd: no vector divides it
 WIDTHS = (576, 96, 75)
 QUANTIZED = (576, 96)
-GATHERED = {"F32": 75, "F16": 75, "BF16": 75, "Q4_0": 96, "Q4_1": 96, "Q8_0": 96, "Q4_K": 512, "Q6_K": 512}
+GATHERED = {name: 75 if fmt.block == 1 else max(2 * fmt.block, 96) for name, fmt in FORMATS.items()}
 CHUNK = 64
 
 DIGITS = (1, 2)
@@ -259,7 +259,7 @@ def test_gather_rows(kernels: Kernels, name: str) -> None:
     out = Memory(4 * len(ids) * (n + 1))
     inputs = (table, Memory(ids))
     kernels(f"gather_{name}", *inputs, out, n=len(ids), end=len(ids))
-    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[name]).reshape(12, n)[ids]
+    expected = decoded(name, raw).reshape(12, n)[ids]
     assert np.array_equal(results(out, len(ids), n, n + 1).view(np.uint32), expected.view(np.uint32))
     all_rows_alike(kernels, f"gather_{name}", out, *inputs, n_rows=len(ids))
 

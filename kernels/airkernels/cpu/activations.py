@@ -34,7 +34,7 @@ class QuantizedRow:
     """Byte offsets inside one quantized row of `n` elements.
 
     Digits int8 [digits, n], the high one first; scale float32 [n/32]; negative sums of the integers int32 [n/32];
-    scaled sums (scale * sum) float32 [n/32]; negative sums int32 [n/16].
+    scaled sums (scale * sum) float32 [n/32]; negative sums int32 [n/16]; scaled sums float32 [n/16].
     """
 
     n: int
@@ -57,9 +57,13 @@ class QuantizedRow:
         return self.scaled_sum + 4 * (self.n // GROUP)
 
     @property
+    def scaled_half_sum(self) -> int:
+        return self.negative_half_sum + 4 * (self.n // HALF_GROUP)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of a row: whole cache lines, so that rows never share one."""
-        return -(-(self.negative_half_sum + 4 * (self.n // HALF_GROUP)) // 64) * 64
+        return -(-(self.scaled_half_sum + 4 * (self.n // HALF_GROUP)) // 64) * 64
 
 
 def quantize_rows(x: npt.NDArray[np.float32], digits: int = 1) -> npt.NDArray[np.uint8]:
@@ -90,4 +94,5 @@ def quantize_rows(x: npt.NDArray[np.float32], digits: int = 1) -> npt.NDArray[np
     put(row.negative_sum, -sums)
     put(row.scaled_sum, scale * sums.astype(np.float32))
     put(row.negative_half_sum, -half_sums)
+    put(row.scaled_half_sum, np.repeat(scale, GROUP // HALF_GROUP, axis=1) * half_sums.astype(np.float32))
     return out

@@ -216,7 +216,8 @@ class _Tile:
             value = acc.load(t * lanes, lanes)
             value = isa.fused_multiply_add(cast(totals[t], "float32"), scale * x_scale, value)
             if minimum is not None:
-                x_sum = splat(floats.load(t * stride + layout.scaled_sum // 4 + scale_index), lanes)
+                sums_plane = layout.scaled_sum if self.fmt.group == GROUP else layout.scaled_half_sum
+                x_sum = splat(floats.load(t * stride + sums_plane // 4 + group.index), lanes)
                 value = isa.fused_multiply_add(minimum, x_sum, value)
             acc.store(t * lanes, value)
 

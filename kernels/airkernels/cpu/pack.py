@@ -26,7 +26,7 @@ def pack(name: str, fmt: AnyFormat, n_cols: int) -> tirx.PrimFunc:
                 row = index * PANEL + lane
                 raw = byte_offset(k.pointers[0], cast(row, "int64") * row_nbytes)
                 for field in fmt.fields:
-                    dtype = {2: "uint16", 4: "uint32"}[field.unit]
+                    dtype = f"uint{8 * field.unit}"
                     target = Region(panel, dtype)
                     with loop(layout.n_spans) as span:
                         for block in range(layout.span):

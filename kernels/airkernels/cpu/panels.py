@@ -8,14 +8,16 @@ added in file order, whatever the number of tokens, threads or lanes: results do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 from airkernels.cpu.isa import PANEL, VectorIsa
-from airkernels.cpu.program import Expr, Region, bits, byte_offset, cast, const, let, splat
-from airkernels.cpu.vectors import half_to_float
+from airkernels.cpu.program import Expr, Region, byte_offset, cast
+from airkernels.cpu.reader import VectorReader
 from airkernels.formats import AnyFormat, BlockFormat
-from airkernels.formats.base import WORD
+from airkernels.formats.base import WORD, Places, Table
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class PanelLayout:
 
     @property
     def span(self) -> int:
-        """Blocks that are laid out together: two where one would leave its successor across cache lines."""
-        return 2 if PANEL * self.fmt.nbytes % 64 and self.n_blocks % 2 == 0 else 1
+        """Blocks that are laid out together, so that none lies across cache lines where their number allows it."""
+        return gcd(64 // gcd(PANEL * self.fmt.nbytes, 64), self.n_blocks)
 
     @property
     def n_spans(self) -> int:
@@ -46,28 +48,28 @@ class PanelLayout:
 
     def place(self, name: str, span: Expr, block: int, index: int) -> Expr:
         """Where unit `index` of a field begins, for the first row, in block `block` of a span; counts units."""
-        unit = next(f.unit for f in self.fmt.fields if f.name == name)
+        unit = self.fmt.field(name).unit
         within = self._slots[name, block, index]
         assert within % unit == 0
         return span * (self.span * PANEL * self.fmt.nbytes // unit) + within // unit
 
     @cached_property
     def _slots(self) -> dict[tuple[str, int, int], int]:
-        """Byte offset of every unit in a span: two-byte units first, which aligns the others to cache lines.
+        """Byte offset of every unit in a span: narrow ones first, which aligns the others to cache lines.
 
         The others follow in the order in which kernels use them, so that memory is read in one forward sweep:
         with fields apart, the hardware prefetcher lost the thread and reads fell to a third of the bandwidth.
         """
-        narrow = [f.name for f in self.fmt.fields if f.unit == 2 and f.count == 1]
+        narrow = [f for f in self.fmt.fields if f.unit < 4]
         wide = [(f.name, i) for f in self.fmt.fields if f.unit == 4 for i in range(f.count)]
         used = _use_order(self.fmt) if isinstance(self.fmt, BlockFormat) else wide
         assert sorted(used) == sorted(wide)
         slots: dict[tuple[str, int, int], int] = {}
         at = 0
-        for name in narrow:
+        for f in narrow:
             for block in range(self.span):
-                slots[name, block, 0] = at
-                at += 2 * PANEL
+                slots[f.name, block, 0] = at
+                at += f.unit * PANEL
         for block in range(self.span):
             for name, i in used:
                 slots[name, block, i] = at
@@ -85,19 +87,36 @@ class _UseRecorder:
         self.words[field, index] = None
         return 0
 
-    def half(self, field: str) -> float:
-        return 0.0
-
     def byte(self, field: str, index: int) -> int:
         return self.word(field, index // 4)
 
     signed_byte = byte
 
+    def half(self, field: str) -> float:
+        return 0.0
+
+    def narrow(self, field: str) -> int:
+        return 0
+
     def to_float(self, value: int) -> float:
-        return float(value)
+        return 0.0
+
+    half_of = float_of = to_float
 
     def constant(self, value: int) -> int:
         return value
+
+    def choose(self, bits: int, places: Places, if_set: int, if_clear: int) -> int:
+        return 0
+
+    def lookup(self, entries: tuple[int, ...], indices: int) -> int:
+        return 0
+
+    def entry(self, table: Table, index: int) -> int:
+        return 0
+
+    def once(self, key: object, build: Callable[[], Expr]) -> Expr:
+        return build()
 
 
 def _use_order(fmt: BlockFormat) -> list[tuple[str, int]]:
@@ -113,7 +132,7 @@ def _use_order(fmt: BlockFormat) -> list[tuple[str, int]]:
     return list(recorder.words)
 
 
-class PanelReader:
+class PanelReader(VectorReader):
     """`formats.base.Reader` over one block of `isa.lanes` rows of a panel; every load is made once.
 
     A unit of a panel's 16 rows is at most a cache line, so the first pass over a panel prefetches one line a unit.
@@ -122,53 +141,23 @@ class PanelReader:
     def __init__(
         self, isa: VectorIsa, layout: PanelLayout, panel: Panel, span: Expr, block: int, first_row: int
     ) -> None:
-        self.isa, self.layout, self.panel, self.span, self.block = isa, layout, panel, span, block
+        super().__init__(isa, isa.lanes)
+        self.layout, self.panel, self.span, self.block = layout, panel, span, block
         self.first_row = first_row
-        self._loaded: dict[tuple[str, int], Expr] = {}
 
-    def _load(self, region: Region, name: str, index: int) -> Expr:
-        if (name, index) not in self._loaded:
-            at = self.layout.place(name, self.span, self.block, index) + self.first_row
-            if self.isa.prefetch and self.first_row == 0:
-                region.prefetch(at + self.isa.prefetch // region.itemsize)
-            self._loaded[name, index] = let(region.load(at, self.isa.lanes))
-        return self._loaded[name, index]
-
-    def word(self, field: str, index: int) -> Expr:
-        return self._load(self.panel.words, field, index)
-
-    def half(self, field: str) -> Expr:
-        key = (f"float {field}", 0)
-        if key not in self._loaded:
-            raw = self._load(self.panel.halves, field, 0)
-            self._loaded[key] = let(half_to_float(raw, self.isa))
-        return self._loaded[key]
-
-    def byte(self, field: str, index: int) -> Expr:
-        word, byte = divmod(index, 4)
-        return bits((self.word(field, word) >> (8 * byte)) & 0xFF, self._int)
-
-    def signed_byte(self, field: str, index: int) -> Expr:
-        word, byte = divmod(index, 4)
-        return bits(self.word(field, word) << (24 - 8 * byte), self._int) >> 24
-
-    def to_float(self, value: Expr) -> Expr:
-        return cast(value, "float32")
-
-    def constant(self, value: int) -> Expr:
-        return splat(const(value, "uint32"), self.isa.lanes)
-
-    @property
-    def _int(self) -> str:
-        return f"int32x{self.isa.lanes}"
+    def load(self, field: str, index: int) -> Expr:
+        region = self.panel.units[self.layout.fmt.field(field).unit]
+        at = self.layout.place(field, self.span, self.block, index) + self.first_row
+        if self.isa.prefetch and self.first_row == 0:
+            region.prefetch(at + self.isa.prefetch // region.itemsize)
+        return region.load(at, self.lanes)
 
 
 class Panel:
     """Typed views of one panel's bytes."""
 
     def __init__(self, base: Expr) -> None:
-        self.words = Region(base, "uint32")
-        self.halves = Region(base, "uint16")
+        self.units = {unit: Region(base, f"uint{8 * unit}") for unit in (1, 2, 4)}
 
     @classmethod
     def at(cls, matrix: Expr, layout: PanelLayout, index: Expr) -> Panel:

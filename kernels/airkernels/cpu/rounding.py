@@ -48,6 +48,7 @@ class QuantizedOut:
         self.floats.store(group + self.layout.scaled_sum // 4, scale * cast(total, "float32"))
         for i, s in enumerate(half_sums):
             self.ints.store(group * 2 + i + self.layout.negative_half_sum // 4, const(0, "int32") - s)
+            self.floats.store(group * 2 + i + self.layout.scaled_half_sum // 4, scale * cast(s, "float32"))
 
     def _store_digits(self, at: Expr, integers: Expr) -> None:
         if self.layout.digits == 1:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from tvm import tirx
 
 from airkernels.cpu.isa import VectorIsa
-from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast, const, define, let, loop
+from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast, define, let, loop, splat
+from airkernels.cpu.reader import VectorReader
 from airkernels.cpu.rounding import row_of, write_row
 from airkernels.cpu.vectors import bfloat_to_float, for_vectors, half_to_float
 from airkernels.formats import AnyFormat, FloatFormat
@@ -39,35 +40,17 @@ def select_rows(name: str, isa: VectorIsa, n: int, in_stride: int, out_stride: i
     return define(name, body)
 
 
-class _RawReader:
-    """`formats.base.Reader` over one raw block of a file, at any byte address."""
+class _RawReader(VectorReader):
+    """`formats.base.Reader` over one raw block of a file, at any byte address: the same in every lane."""
 
     def __init__(self, fmt: AnyFormat, block: Expr, isa: VectorIsa) -> None:
-        self.fmt, self.block, self.isa = fmt, block, isa
+        super().__init__(isa, WORD)
+        self.fmt, self.block = fmt, block
 
-    def _unit(self, field: str, index: int, dtype: str) -> Expr:
-        f = next(f for f in self.fmt.fields if f.name == field)
-        return let(Region(byte_offset(self.block, f.offset + index * f.unit), dtype).load(0))
-
-    def word(self, field: str, index: int) -> Expr:
-        return self._unit(field, index, "uint32")
-
-    def half(self, field: str) -> Expr:
-        return let(half_to_float(self._unit(field, 0, "uint16"), self.isa))
-
-    def byte(self, field: str, index: int) -> Expr:
-        word, byte = divmod(index, 4)
-        return bits((self.word(field, word) >> (8 * byte)) & 0xFF, "int32")
-
-    def signed_byte(self, field: str, index: int) -> Expr:
-        word, byte = divmod(index, 4)
-        return bits(self.word(field, word) << (24 - 8 * byte), "int32") >> 24
-
-    def to_float(self, value: Expr) -> Expr:
-        return cast(value, "float32")
-
-    def constant(self, value: int) -> Expr:
-        return const(value, "uint32")
+    def load(self, field: str, index: int) -> Expr:
+        f = self.fmt.field(field)
+        unit = Region(byte_offset(self.block, f.offset + index * f.unit), f"uint{8 * f.unit}").load(0)
+        return splat(let(unit), self.lanes)
 
 
 def float_value(fmt: FloatFormat, base: Expr, index: Expr, lanes: int, isa: VectorIsa) -> Expr:
@@ -93,17 +76,16 @@ def gather_rows(name: str, isa: VectorIsa, fmt: AnyFormat, n: int, out_stride: i
             if isinstance(fmt, FloatFormat):
                 for_vectors(n, isa, lambda at, width: out.store(at, float_value(fmt, raw, at, width, isa)))
                 return
+            # A lane per element of a word: each takes its own byte.
+            byte_shifts = tirx.Cast(f"uint32x{WORD}", tirx.Ramp(0, 8, WORD))
             with loop(n // fmt.block) as b:
                 reader = _RawReader(fmt, byte_offset(raw, cast(b, "int64") * fmt.nbytes), isa)
                 for g in range(fmt.block // fmt.group):
                     scale = let(fmt.scale(reader, g))
                     minimum = let(fmt.minimum(reader, g)) if fmt.has_minimum else None
                     for w in range(g * fmt.group // WORD, (g + 1) * fmt.group // WORD):
-                        codes = let(fmt.codes(reader, w))
-                        for j in range(WORD):
-                            code = bits((codes >> (8 * j)) & 0xFF, "int32") - fmt.zero_point
-                            value = scale * cast(code, "float32")
-                            value = value if minimum is None else value + minimum
-                            out.store(b * fmt.block + w * WORD + j, value)
+                        codes = (fmt.codes(reader, w) >> byte_shifts) & 0xFF
+                        value = scale * cast(bits(codes, f"int32x{WORD}") - fmt.zero_point, "float32")
+                        out.store(b * fmt.block + w * WORD, value if minimum is None else value + minimum)
 
     return define(name, body)

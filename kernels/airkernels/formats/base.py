@@ -11,6 +11,7 @@ same few lines run on numpy arrays (the reference) and build TVM expressions (th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -22,14 +23,36 @@ Value = Any
 WORD = 4
 """Elements per code word: one byte each in a 32-bit lane."""
 
-LOW_NIBBLES = 0x0F0F0F0F
-HIGH_NIBBLES = 0xF0F0F0F0
-PAIRS = 0x03030303
-SIGNS = 0x80808080
+Places = tuple[int, int, int, int]
+"""Which bit of a word belongs to each of four elements."""
+
+EACH = 0x01010101
+"""One in each byte of a word: times a byte, it is that byte four times."""
+
+LOW_NIBBLES = 0x0F * EACH
+HIGH_NIBBLES = 0xF0 * EACH
+PAIRS = 0x03 * EACH
+SIGNS = 0x80 * EACH
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of words, which formats whose codes are indices look entries up in.
+
+    Attributes
+    ----------
+    entries
+        uint32. The top bit of each byte is zero: tables travel inside the kernels as text, which has seven bits.
+    """
+
+    entries: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert not any(entry & SIGNS for entry in self.entries)
 
 
 class Reader(Protocol):
-    """Reads the fields of one block of several rows at once."""
+    """Reads the fields of one block of several rows at once, and does what plain operators cannot."""
 
     def word(self, field: str, index: int) -> Value:
         """Unit `index` of a four-byte `field` as uint32."""
@@ -43,11 +66,42 @@ class Reader(Protocol):
     def signed_byte(self, field: str, index: int) -> Value:
         """Byte `index` of a four-byte-unit `field` as int32, sign-extended."""
 
+    def narrow(self, field: str) -> Value:
+        """A one- or two-byte `field` as uint32, zero-extended."""
+
     def to_float(self, value: Value) -> Value:
         """An int32 value as float32."""
 
+    def half_of(self, bits: Value) -> Value:
+        """The half-precision float whose bits are the lower sixteen of an integer, as float32."""
+
+    def float_of(self, bits: Value) -> Value:
+        """The float32 whose bits are those of an integer."""
+
     def constant(self, value: int) -> Value:
         """A uint32 constant."""
+
+    def choose(self, bits: Value, places: Places, if_set: Value, if_clear: Value) -> Value:
+        """Byte j of `if_set` where bit `places[j]` of the uint32 `bits` is one, else byte j of `if_clear`."""
+
+    def lookup(self, entries: tuple[int, ...], indices: Value) -> Value:
+        """Byte j is `entries[byte j of indices]`; sixteen entries of a byte each."""
+
+    def entry(self, table: Table, index: Value) -> Value:
+        """Word `index` of a table."""
+
+    def once(self, key: object, build: Callable[[], Value]) -> Value:
+        """What `build` makes, made once for all calls with this key: for values that several words share."""
+
+
+def run(first: int, stride: int = 1) -> Places:
+    """Four bits, `stride` apart."""
+    return (first, first + stride, first + 2 * stride, first + 3 * stride)
+
+
+def shifted(value: Value, left: int) -> Value:
+    """`value << left`, where left may be negative."""
+    return value << left if left > 0 else value >> -left if left < 0 else value
 
 
 @dataclass(frozen=True)
@@ -61,9 +115,9 @@ class Field:
     offset
         First byte, from the start of the block.
     unit
-        Bytes per unit (2 or 4); interleaving moves whole units.
+        Bytes per unit (1, 2 or 4); interleaving moves whole units.
     count
-        Number of units.
+        Number of units; one where they are narrower than four bytes.
     """
 
     name: str
@@ -142,6 +196,9 @@ class FloatFormat:
     @property
     def fields(self) -> tuple[Field, ...]:
         return (Field("value", 0, self.nbytes, 1),)
+
+    def field(self, name: str) -> Field:
+        return next(f for f in self.fields if f.name == name)
 
 
 AnyFormat = BlockFormat | FloatFormat

@@ -1,13 +1,13 @@
 """GGML's first quantizations: blocks of 32 elements with one half-precision scale.
 
-Layouts: `block_q4_0`, `block_q4_1`, `block_q8_0` of ggml-common.h.
+Layouts: `block_q4_0`, `block_q4_1`, `block_q5_0`, `block_q5_1`, `block_q8_0` of ggml-common.h.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from airkernels.formats.base import HIGH_NIBBLES, LOW_NIBBLES, SIGNS, BlockFormat, Field, Reader, Value
+from airkernels.formats.base import EACH, HIGH_NIBBLES, LOW_NIBBLES, SIGNS, BlockFormat, Field, Reader, Value, run
 
 
 class Q4_0(BlockFormat):
@@ -34,6 +34,40 @@ class Q4_1(Q4_0):
 
     name = "Q4_1"
     fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
+    zero_point = 0
+    has_minimum = True
+
+    def minimum(self, r: Reader, group: int) -> Value:
+        return r.half("m")
+
+
+class Q5_0(BlockFormat):
+    """As Q4_0, with a fifth bit of each element in a word of their own."""
+
+    name = "Q5_0"
+    group = 32
+    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qh", 2, 4, 1), Field("qs", 6, 4, 4))
+    zero_point = 16
+    code_max = 31
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        nibbles = (r.word("qs", word % 4) >> (4 * (word // 4))) & r.constant(LOW_NIBBLES)
+        return r.choose(r.word("qh", 0), run(4 * word), nibbles | r.constant(0x10 * EACH), nibbles)
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return r.half("d")
+
+
+class Q5_1(Q5_0):
+    """As Q5_0, with a minimum in place of the offset."""
+
+    name = "Q5_1"
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("d", 0, 2, 1),
+        Field("m", 2, 2, 1),
+        Field("qh", 4, 4, 1),
+        Field("qs", 8, 4, 4),
+    )
     zero_point = 0
     has_minimum = True
 

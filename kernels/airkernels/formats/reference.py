@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from airkernels.formats.base import WORD, AnyFormat, BlockFormat, FloatFormat
+from airkernels.formats.base import WORD, AnyFormat, BlockFormat, FloatFormat, Places, Table
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[Any]
 
 
 class ArrayReader:
@@ -16,6 +20,7 @@ class ArrayReader:
 
     def __init__(self, fmt: BlockFormat, blocks: Bytes) -> None:
         self.fmt, self.blocks = fmt, blocks
+        self._made: dict[object, Any] = {}
 
     def _units(self, field: str) -> npt.NDArray[np.uint8]:
         f = self.fmt.field(field)
@@ -33,11 +38,38 @@ class ArrayReader:
     def signed_byte(self, field: str, index: int) -> npt.NDArray[np.int32]:
         return self._units(field).view(np.int8)[:, index].astype(np.int32)
 
+    def narrow(self, field: str) -> npt.NDArray[np.uint32]:
+        return self._units(field).view(f"<u{self.fmt.field(field).unit}")[:, 0].astype(np.uint32)
+
     def to_float(self, value: npt.NDArray[np.int32]) -> Floats:
         return value.astype(np.float32)
 
+    def half_of(self, bits: Integers) -> Floats:
+        return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+
+    def float_of(self, bits: Integers) -> Floats:
+        return bits.astype(np.uint32).view(np.float32)
+
     def constant(self, value: int) -> np.uint32:
         return np.uint32(value)
+
+    def choose(self, bits: Integers, places: Places, if_set: Integers, if_clear: Integers) -> Integers:
+        chosen = np.zeros_like(bits)
+        for j, place in enumerate(places):
+            byte = np.where((bits >> place) & 1, if_set, if_clear)
+            chosen |= byte & np.uint32(0xFF << (8 * j))
+        return chosen
+
+    def lookup(self, entries: tuple[int, ...], indices: Integers) -> Integers:
+        return np.array(entries, np.uint8)[indices.view(np.uint8)].view(np.uint32)
+
+    def entry(self, table: Table, index: Integers) -> Integers:
+        return np.array(table.entries, np.uint32)[index]
+
+    def once(self, key: object, build: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = build()
+        return self._made[key]
 
 
 def dequantize(fmt: AnyFormat, raw: Bytes, n_cols: int) -> Floats:

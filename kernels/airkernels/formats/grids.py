@@ -1,0 +1,284 @@
+"""Formats whose codes are indices into a grid: a table of points of four or eight dimensions.
+
+The grids were found by search, so they are data, taken from the gguf package. They are stored here as codes or as
+two-bit levels, ready for use.
+
+Layouts: `block_iq2_xxs` to `block_iq1_m` of ggml-common.h.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, ClassVar
+
+import gguf.quants
+
+from airkernels.formats.base import EACH, PAIRS, BlockFormat, Field, Places, Reader, Table, Value, run
+
+
+def _points(name: str) -> Any:
+    """The grid of a format, int [points, dimensions]."""
+    source = getattr(gguf.quants, name)
+    source.init_grid()
+    return source.grid.reshape(source.grid_shape).astype(int)
+
+
+def _words(codes: Any) -> Table:
+    """Bytes [n, 4] as a table of words."""
+    return Table(tuple(int.from_bytes(bytes(row), "little") for row in codes.tolist()))
+
+
+@cache
+def _codes(name: str, zero_point: int) -> Table:
+    """A grid of four dimensions as codes."""
+    return _words(_points(name) + zero_point)
+
+
+@cache
+def _levels(name: str, shifts: tuple[int, int]) -> Table:
+    """A grid of eight dimensions as two-bit levels, those of each half shifted left so far in their bytes."""
+    points = _points(name)
+    values = sorted(set(points.reshape(-1).tolist()))
+    levels = sum((points == value) * level for level, value in enumerate(values))
+    return _words((levels[:, :4] << shifts[0]) | (levels[:, 4:] << shifts[1]))
+
+
+class _Signed(BlockFormat):
+    """Magnitudes from a grid, and signs apart."""
+
+    def with_signs(self, r: Reader, codes: Value, signs: Value, places: Places) -> Value:
+        """Codes mirrored at the zero point where the bit is set."""
+        return r.choose(signs, places, r.constant(2 * self.zero_point * EACH) - codes, codes)
+
+
+def _even_parity(seven: Value) -> Value:
+    """Bit k is the parity of bits k to k + 6: the sign which makes the number of minus signs even."""
+    two = seven ^ (seven >> 1)
+    four = two ^ (two >> 2)
+    return four ^ (two >> 4) ^ (seven >> 6)
+
+
+def _packed_signs(r: Reader, field: str, index: int) -> Value:
+    """Four times seven signs in a word, and in its four upper bits (which were a scale) the eighth ones."""
+
+    def build() -> Value:
+        word = r.word(field, index)
+        eighth = _even_parity(word) & r.constant(0x00204081)
+        # Bits 0, 7, 14 and 21 arrive at 28 to 31; no two terms of the product meet, so nothing carries.
+        gathered = eighth * r.constant((1 << 28) | (1 << 22) | (1 << 16) | (1 << 10))
+        return (word & r.constant(0x0FFFFFFF)) | (gathered & r.constant(0xF0000000))
+
+    return r.once((field, index, "signs"), build)
+
+
+def _packed_places(eighth: int, half: int) -> Places:
+    """Where `_packed_signs` has the signs of half of the eight elements number `eighth`."""
+    return (7 * eighth + 4, 7 * eighth + 5, 7 * eighth + 6, 28 + eighth) if half else run(7 * eighth)
+
+
+class _Iq2(_Signed):
+    """Points of eight dimensions with three levels."""
+
+    zero_point = 64
+    code_max = 64 + 43
+    _values = tuple(64 + level for level in (8, 25, 43)) + 13 * (0,)
+
+    def index(self, r: Reader, point: int) -> Value:
+        raise NotImplementedError
+
+    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
+        """A word with the signs of half a point, and where they are."""
+        raise NotImplementedError
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        point, half = divmod(word, 2)
+        table = _levels(self.name, (0, 2))
+        levels = r.once((point, "levels"), lambda: r.entry(table, self.index(r, point)))
+        codes = r.lookup(self._values, (levels >> (2 * half)) & r.constant(PAIRS))
+        return self.with_signs(r, codes, *self.signs(r, point, half))
+
+
+class IQ2_XXS(_Iq2):
+    """Two words for 32 elements: four indices; four times seven signs and a four-bit scale."""
+
+    name = "IQ2_XXS"
+    group = 32
+    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 16))
+
+    def index(self, r: Reader, point: int) -> Value:
+        return r.byte("qs", 8 * (point // 4) + point % 4)
+
+    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
+        return _packed_signs(r, "qs", 2 * (point // 4) + 1), _packed_places(point % 4, half)
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return _odd_scale(r, r.word("qs", 2 * group + 1) >> 28) * 0.125
+
+
+class IQ2_XS(_Iq2):
+    """Nine bits of index and seven signs for eight elements, four bits of scale for 16."""
+
+    name = "IQ2_XS"
+    group = 16
+    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 16), Field("scales", 66, 4, 2))
+
+    def index(self, r: Reader, point: int) -> Value:
+        return (r.word("qs", point // 2) >> (16 * (point % 2))) & 511
+
+    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
+        """The eighth sign takes the place of the lowest index bit."""
+        word, first = r.word("qs", point // 2), 16 * (point % 2)
+        if not half:
+            return word, run(first + 9)
+        eighth = (_even_parity(word) >> 9) & r.constant(0x00010001)
+        all_signs = (word & r.constant(0xFE00FE00)) | eighth
+        return r.once((point // 2, "signs"), lambda: all_signs), (first + 13, first + 14, first + 15, first)
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return _odd_scale(r, _nibble(r, "scales", group)) * 0.125
+
+
+class IQ2_S(_Iq2):
+    """Ten bits of index and eight signs for eight elements, four bits of scale for 16."""
+
+    name = "IQ2_S"
+    group = 16
+    fields = (
+        Field("d", 0, 2, 1),
+        Field("qs", 2, 4, 8),
+        Field("signs", 34, 4, 8),
+        Field("qh", 66, 4, 2),
+        Field("scales", 74, 4, 2),
+    )
+
+    def index(self, r: Reader, point: int) -> Value:
+        high = (r.word("qh", point // 16) >> (2 * (point % 16))) & 3
+        return r.byte("qs", point) | (high << 8)
+
+    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
+        return r.word("signs", point // 4), run(8 * (point % 4) + 4 * half)
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return _odd_scale(r, _nibble(r, "scales", group)) * 0.125
+
+
+class IQ3_XXS(_Signed):
+    """A byte of index for four elements; four times seven signs and a four-bit scale in a word for 32."""
+
+    name = "IQ3_XXS"
+    group = 32
+    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 16), Field("signs", 66, 4, 8))
+    zero_point = 64
+    code_max = 64 + 62
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        codes = r.entry(_codes(self.name, self.zero_point), r.byte("qs", word))
+        signs = _packed_signs(r, "signs", word // 8)
+        return self.with_signs(r, codes, signs, _packed_places(word % 8 // 2, word % 2))
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return _odd_scale(r, r.word("signs", group) >> 28) * 0.25
+
+
+class IQ3_S(_Signed):
+    """Nine bits of index and four signs for four elements, four bits of scale for 32."""
+
+    name = "IQ3_S"
+    group = 32
+    fields = (
+        Field("d", 0, 2, 1),
+        Field("qs", 2, 4, 16),
+        Field("qh", 66, 4, 2),
+        Field("signs", 74, 4, 8),
+        Field("scales", 106, 4, 1),
+    )
+    zero_point = 16
+    code_max = 16 + 15
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        high = (r.word("qh", word // 32) >> (word % 32)) & 1
+        codes = r.entry(_codes(self.name, self.zero_point), r.byte("qs", word) | (high << 8))
+        return self.with_signs(r, codes, r.word("signs", word // 8), run(4 * (word % 8)))
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return _odd_scale(r, _nibble(r, "scales", group))
+
+
+class _Iq1(BlockFormat):
+    """Points of eight dimensions with levels -1, 0 and 1, all moved up or down by an eighth.
+
+    A code is 16 + 8 * level +- 1.
+    """
+
+    zero_point = 16
+    code_max = 16 + 8 + 1
+    fields: ClassVar[tuple[Field, ...]]
+
+    def index(self, r: Reader, point: int) -> Value:
+        raise NotImplementedError
+
+    def down(self, r: Reader, point: int) -> tuple[Value, int]:
+        """A word, and which bit of it says that the point is moved down."""
+        raise NotImplementedError
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        point, half = divmod(word, 2)
+        levels = r.once((point, "levels"), lambda: r.entry(_levels("IQ1_S", (3, 0)), self.index(r, point)))
+        flags, bit = self.down(r, point)
+        places = (bit, bit, bit, bit)
+        moved = r.once((point, "moved"), lambda: r.choose(flags, places, r.constant(7 * EACH), r.constant(9 * EACH)))
+        return ((levels << (3 * half)) & r.constant(0x18 * EACH)) + moved
+
+
+class IQ1_S(_Iq1):
+    """Eleven bits of index for eight elements; three bits of scale and the direction for 32."""
+
+    name = "IQ1_S"
+    group = 32
+    fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 8), Field("qh", 34, 4, 4))
+
+    def index(self, r: Reader, point: int) -> Value:
+        high = (r.word("qh", point // 8) >> (16 * (point // 4 % 2) + 3 * (point % 4))) & 7
+        return r.byte("qs", point) | (high << 8)
+
+    def down(self, r: Reader, point: int) -> tuple[Value, int]:
+        return r.word("qh", point // 8), 16 * (point // 4 % 2) + 15
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return _odd_scale(r, (r.word("qh", group // 2) >> (16 * (group % 2) + 12)) & 7) * 0.125
+
+
+class IQ1_M(_Iq1):
+    """Eleven bits of index and a direction for eight elements, three bits of scale for 16.
+
+    The half-precision scale of the block is in the upper nibbles of four 16-bit units.
+    """
+
+    name = "IQ1_M"
+    group = 16
+    fields = (Field("qs", 0, 4, 8), Field("qh", 32, 4, 4), Field("scales", 48, 4, 2))
+
+    def index(self, r: Reader, point: int) -> Value:
+        high = (r.word("qh", point // 8) >> (4 * (point % 8))) & 7
+        return r.byte("qs", point) | (high << 8)
+
+    def down(self, r: Reader, point: int) -> tuple[Value, int]:
+        return r.word("qh", point // 8), 4 * (point % 8) + 3
+
+    def scale(self, r: Reader, group: int) -> Value:
+        small = (r.word("scales", group // 8) >> (16 * (group // 4 % 2) + 3 * (group % 4))) & 7
+        return r.once("d", lambda: self._block_scale(r)) * r.to_float((small << 1) + 1) * 0.125
+
+    def _block_scale(self, r: Reader) -> Value:
+        first, second = r.word("scales", 0), r.word("scales", 1)
+        lower = ((first >> 12) & 0x000F) | ((first >> 24) & 0x00F0)
+        return r.half_of(lower | ((second >> 4) & 0x0F00) | ((second >> 16) & 0xF000))
+
+
+def _odd_scale(r: Reader, small: Value) -> Value:
+    """d * (2 * small + 1)."""
+    return r.half("d") * r.to_float((small << 1) + 1)
+
+
+def _nibble(r: Reader, field: str, index: int) -> Value:
+    return (r.word(field, index // 8) >> (4 * (index % 8))) & 15
