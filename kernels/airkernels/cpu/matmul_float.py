@@ -15,8 +15,8 @@ from functools import partial
 from tvm import tirx
 
 from airkernels.cpu.isa import PANEL, VectorIsa
-from airkernels.cpu.matmul_int import MatmulShape, for_each_tile, store_row
-from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
+from airkernels.cpu.matmul_int import MatmulShape, PackedSource, UnpackedPanel, for_each_tile, store_row
+from airkernels.cpu.panels import Panel, PanelLayout
 from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast, define, let, local, loop, splat, zeros
 from airkernels.cpu.rows import float_value
 from airkernels.formats import AnyFormat, BlockFormat, FloatFormat
@@ -30,27 +30,26 @@ Column = Callable[[Expr], Expr]
 
 
 def scratch_nbytes(fmt: AnyFormat, n_cols: int) -> int:
-    """Scratch bytes for one worker: a decoded panel, float32 [n_cols][16]."""
-    return 0 if isinstance(fmt, FloatFormat) else 4 * PANEL * n_cols
+    """Scratch bytes for one worker: a panel as float32 [n_cols][16], and as codes on the way there."""
+    return 0 if isinstance(fmt, FloatFormat) else 4 * PANEL * n_cols + UnpackedPanel.nbytes(fmt, n_cols)
 
 
-def _decode_panel(isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int, out: Region) -> None:
-    fmt = layout.fmt
-    assert isinstance(fmt, BlockFormat)
-    with loop(layout.n_spans) as span:
-        for block in range(layout.span):
-            reader = PanelReader(isa, layout, panel, span, block, first_row)
-            for g in range(fmt.block // fmt.group):
-                scale = let(fmt.scale(reader, g))
-                minimum = let(fmt.minimum(reader, g)) if fmt.has_minimum else None
-                for w in range(g * fmt.group // WORD, (g + 1) * fmt.group // WORD):
-                    codes = let(fmt.codes(reader, w))
-                    for j in range(WORD):
-                        code = bits((codes >> (8 * j)) & 0xFF, f"int32x{isa.lanes}") - fmt.zero_point
-                        value = scale * cast(code, "float32")
-                        value = value if minimum is None else value + minimum
-                        column = (span * layout.span + block) * fmt.block + w * WORD + j
-                        out.store(column * PANEL + first_row, value)
+def _decode_panel(unpacked: UnpackedPanel, fmt: BlockFormat, source: PackedSource, out: Region) -> None:
+    """Codes first, then floats in a loop over groups: unrolled over a block, decoding takes seconds to compile."""
+    unpacked.fill(source)
+    lanes, first_row = unpacked.isa.lanes, unpacked.first_row
+    with loop(unpacked.n_steps) as step:
+        for group in unpacked.groups(step):
+            scale = let(group.scale)
+            minimum = let(group.minimum) if group.minimum is not None else None
+            for w, (word, _shift) in enumerate(group.words):
+                codes = let(word)
+                for j in range(WORD):
+                    code = bits((codes >> (8 * j)) & 0xFF, f"int32x{lanes}") - fmt.zero_point
+                    value = scale * cast(code, "float32")
+                    value = value if minimum is None else value + minimum
+                    column = group.index * fmt.group + w * WORD + j
+                    out.store(column * PANEL + first_row, value)
 
 
 def matmul_float(
@@ -85,15 +84,14 @@ def matmul_float(
             store_row(shape, k, total, first_token + t, row)
 
     def body(k: Kernel) -> None:
-        decoded = None
-        if isinstance(fmt, BlockFormat):
-            nbytes = scratch_nbytes(fmt, n_cols)
-            decoded = Region(byte_offset(k.pointers[7], cast(k.worker, "int64") * nbytes), "float32")
+        scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes(fmt, n_cols))
+        decoded = Region(scratch, "float32")
         with loop(k.end, k.begin) as index:
             panel = byte_offset(k.pointers[0], cast(index, "int64") * layout.nbytes)
             for first_row in range(0, PANEL, lanes):
-                if decoded is not None:
-                    _decode_panel(isa, layout, Panel(panel), first_row, decoded)
+                if isinstance(fmt, BlockFormat):
+                    unpacked = UnpackedPanel(isa, fmt, n_cols, byte_offset(scratch, 4 * PANEL * n_cols), first_row)
+                    _decode_panel(unpacked, fmt, PackedSource(isa, layout, Panel(panel), first_row), decoded)
                     column = partial(_decoded_column, decoded, first_row, lanes)
                 else:
                     column = partial(_plain_column, isa, fmt, panel, first_row)

@@ -99,7 +99,7 @@ class _Group:
     minimum: Expr | None
 
 
-class _PackedSource:
+class PackedSource:
     """Groups decoded in registers, a span of blocks at a time."""
 
     def __init__(self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int) -> None:
@@ -144,7 +144,7 @@ class UnpackedPanel:
         planes = 2 if fmt.has_minimum else 1
         return PANEL * (n_cols + 4 * planes * (n_cols // fmt.group))
 
-    def fill(self, source: _PackedSource) -> None:
+    def fill(self, source: PackedSource) -> None:
         n_words = self.fmt.group // WORD
         with loop(source.n_steps) as step:
             for group in source.groups(step):
@@ -173,7 +173,7 @@ class _Tile:
     shape: MatmulShape
     kernel: Kernel
 
-    def emit(self, source: _PackedSource | UnpackedPanel, row: Expr, first_token: Expr, n: int) -> None:
+    def emit(self, source: PackedSource | UnpackedPanel, row: Expr, first_token: Expr, n: int) -> None:
         lanes = self.isa.lanes
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * layout.nbytes)
@@ -286,10 +286,10 @@ def matmul_int(
             with loop(k.end, k.begin) as index:
                 panel = Panel.at(k.pointers[0], layout, index)
                 for first_row in range(0, PANEL, isa.lanes):
-                    source: _PackedSource | UnpackedPanel = _PackedSource(isa, layout, panel, first_row)
+                    source: PackedSource | UnpackedPanel = PackedSource(isa, layout, panel, first_row)
                     if scratch is not None:
                         unpacked = UnpackedPanel(isa, fmt, shape.n_cols, scratch, first_row)
-                        unpacked.fill(_PackedSource(isa, layout, panel, first_row))
+                        unpacked.fill(PackedSource(isa, layout, panel, first_row))
                         source = unpacked
                     row = index * PANEL + first_row
                     for_each_tile(k.n_tokens, size, partial(tile.emit, source, row))
