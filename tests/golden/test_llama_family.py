@@ -9,13 +9,34 @@ from typing import Any
 import numpy as np
 import pytest
 from measures import Logits, OpenEngine, argmax_where_clear, divergence, same_bits
+from zoo_folder import zoo_folder
 
 from airrun.batch import Batch
 from airrun.engine import Engine
 
 MODELS = ["llama", "llama_tied", "mistral"]
-QUANTIZED = ["pure_q4_0", "pure_q4_1", "pure_q8_0", "pure_q4_K", "pure_q6_K", "Q4_1", "Q4_K_M"]
+SAMPLE = ["Q4_1", "Q4_K_M", "pure_q5_0", "pure_q2_K", "pure_iq4_xs", "pure_mxfp4", "pure_iq1_m", "pure_iq2_xs"]
+    "Q4_1",
+    "Q4_K_M",
+    "pure_q5_0",
+    "pure_q2_K",
+    "pure_iq4_xs",
+    "pure_mxfp4",
+    "pure_iq1_m",
+    "pure_iq2_xs",
+    "pure_tq1_0",
+]
+"""Quantized models that are always tested, one of every kind of format; the others are slow tests."""
+
 LENGTHS = (1, 17, 300)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`quantized`: every quantized model of the zoo, so that a new one is tested by being there."""
+    if "quantized" in metafunc.fixturenames:
+        names = sorted(file.stem for file in (zoo_folder() / "quant").glob("*.gguf"))
+        marks = {name: [] if name in SAMPLE else [pytest.mark.slow] for name in names}
+        metafunc.parametrize("quantized", [pytest.param(name, marks=marks[name]) for name in names])
 
 
 def golden(zoo: Path, model: str) -> dict[str, Any]:
@@ -53,17 +74,17 @@ def test_greedy_continuation(zoo: Path, open_engine: OpenEngine, model: str) -> 
     argmax_where_clear(np.concatenate(rows), gold["greedy_ids"], margins, 1e-3)
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_float_activations_on_quantized_weights_are_exact(zoo: Path, open_engine: OpenEngine, name: str) -> None:
-    gold, exact = golden(zoo, "quant_base"), np.load(zoo / "quant" / f"{name}.npz")
-    engine = open_engine(zoo / "quant" / f"{name}.gguf", "f32")
+def test_float_activations_on_quantized_weights_are_exact(zoo: Path, open_engine: OpenEngine, quantized: str) -> None:
+    gold, exact = golden(zoo, "quant_base"), np.load(zoo / "quant" / f"{quantized}.npz")
+    engine = open_engine(zoo / "quant" / f"{quantized}.gguf", "f32")
     for length in LENGTHS:
         ours = kept(logits_of(engine, gold, length), gold, length)
         assert divergence(exact[f"dequant_f32_{length}"], ours).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_rounding_activations_costs_no_more_than_in_llama_cpp(zoo: Path, open_engine: OpenEngine, name: str) -> None:
+def test_rounding_activations_costs_no_more_than_in_llama_cpp(
+    zoo: Path, open_engine: OpenEngine, quantized: str
+) -> None:
     """Mean distance from exact arithmetic over all positions, against llama.cpp's own over the same ones.
 
     Golden logits are kept of some positions only, so the exact ones are our own with float activations, which
@@ -71,11 +92,11 @@ def test_rounding_activations_costs_no_more_than_in_llama_cpp(zoo: Path, open_en
     """
     gold = golden(zoo, "quant_base")
     entries = {e["tag"]: e for e in json.loads((zoo / "quant" / "index.json").read_text())}
-    model = zoo / "quant" / f"{name}.gguf"
+    model = zoo / "quant" / f"{quantized}.gguf"
     exact, ours = open_engine(model, "f32"), open_engine(model, "auto")
     distances = [divergence(logits_of(exact, gold, n), logits_of(ours, gold, n)) for n in LENGTHS]
-    mean, theirs = np.concatenate(distances).mean(), entries[name]["q8act_vs_dequant_f32"]["mean_kl"]
-    print(f"{name}: mean KL {mean:.4e}, llama.cpp {theirs:.4e}, ratio {mean / theirs:.3f}")
+    mean, theirs = np.concatenate(distances).mean(), entries[quantized]["q8act_vs_dequant_f32"]["mean_kl"]
+    print(f"{quantized}: mean KL {mean:.4e}, llama.cpp {theirs:.4e}, ratio {mean / theirs:.3f}")
     assert mean <= theirs
 
 
