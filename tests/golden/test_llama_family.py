@@ -16,16 +16,6 @@ from airrun.engine import Engine
 
 MODELS = ["llama", "llama_tied", "mistral"]
 SAMPLE = ["Q4_1", "Q4_K_M", "pure_q5_0", "pure_q2_K", "pure_iq4_xs", "pure_mxfp4", "pure_iq1_m", "pure_iq2_xs"]
-    "Q4_1",
-    "Q4_K_M",
-    "pure_q5_0",
-    "pure_q2_K",
-    "pure_iq4_xs",
-    "pure_mxfp4",
-    "pure_iq1_m",
-    "pure_iq2_xs",
-    "pure_tq1_0",
-]
 """Quantized models that are always tested, one of every kind of format; the others are slow tests."""
 
 LENGTHS = (1, 17, 300)
