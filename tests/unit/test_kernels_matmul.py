@@ -52,8 +52,9 @@ that vectors of different widths compute differently, but for tables."""
 TABLES = (("x86-64-v3", "IQ3_XXS"), ("x86-64-v2", "IQ2_XS"))
 """Which format stands for those with tables on each of the lesser instruction sets: they take long to compile."""
 
-# Decoding to floats is unrolled over a block of 256 and takes seconds to compile where vectors are short.
-SLOW_FLOAT = {(level, name) for level in ("x86-64-v2", "x86-64-v3") for name in INTEGERS if FORMATS[name].block == 256}
+DECODED = ("Q2_K", "IQ1_M", "IQ2_XS", "IQ3_S", "TQ1_0", "NVFP4")
+"""Formats with large blocks that are always tested with float activations, on the best instruction set; the others
+differ from them in what the integer products cover."""
 
 
 def n_panels(n_rows: int) -> int:
@@ -61,8 +62,14 @@ def n_panels(n_rows: int) -> int:
 
 
 def is_slow(level: str, name: str, digits: int) -> bool:
-    sampled = level == LEVELS[0] or name in ALL_LEVELS or (level, name) in TABLES
-    return not sampled or (digits == 2 and name not in TWO_DIGITS) or (not digits and (level, name) in SLOW_FLOAT)
+    best = level == LEVELS[0]
+    if name in FLOATS:
+        return False
+    if not digits:
+        return not (best and name in DECODED) and (name not in ALL_LEVELS or FORMATS[name].block == 256)
+    if digits == 2:
+        return name not in TWO_DIGITS or not (best or name in ALL_LEVELS)
+    return not (best or name in ALL_LEVELS or (level, name) in TABLES)
 
 
 def cases(formats: list[str], digits: tuple[int, ...]) -> list[Any]:
@@ -100,8 +107,8 @@ class Product:
             self.scratch_nbytes = UnpackedPanel.nbytes(fmt, n_cols)
             for symbol, shape, schedule in (
                 ("one", added, MatmulSchedule(1)),
-                ("tiled", added, MatmulSchedule(4, 3)),
-                ("plain", plain, MatmulSchedule(2)),
+                ("tiled", added, MatmulSchedule(4, 3 if name in ALL_LEVELS else 2)),
+                ("plain", plain, MatmulSchedule(2, 0 if name in ALL_LEVELS else 1)),
             ):
                 # one of those compared prefetches, also past the end of the matrix
                 ahead = replace(isa, prefetch=4096 if symbol == "one" else 0)
