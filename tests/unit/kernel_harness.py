@@ -36,7 +36,7 @@ EPS = 2.0**-24
 _NO_ACCESS = 0  # PROT_NONE, which the mmap module does not name
 _CANARY = 0xA5
 _FRONT = 64
-_REPLAY = Path(airkernels.__file__).parent / "native" / "replay.c"
+_NATIVE = sorted((Path(airkernels.__file__).parent / "native").glob("*.c"))
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -102,7 +102,7 @@ class Kernels:
         compile_kernels(programs, ISAS[isa]).write_to_file(str(folder / "kernels.o"))
         # the replay loop brings memset and the like, which the code generator may call
         command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-shared", "-nostdlib", "-O2"]
-        command += ["-fPIC", "-ffreestanding", "-fno-stack-protector", str(_REPLAY), str(folder / "kernels.o")]
+        command += ["-fPIC", "-ffreestanding", "-fno-stack-protector", *map(str, _NATIVE), str(folder / "kernels.o")]
         subprocess.run([*command, "-o", str(folder / "kernels.so")], check=True, capture_output=True)
         self._library = ctypes.CDLL(str(folder / "kernels.so"))
 
