@@ -98,7 +98,7 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
     tokenizer = TokenizerSpec.from_metadata(model.metadata).to_bytes()
 
     report.phase("build the graph")
-    graph = build_graph(model)
+    graph = build_graph(model, options.ctx_size)
     graph.check()
     dump.graph("graph", graph)
 

@@ -19,8 +19,13 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def build_graph(model: GGUFModel) -> Graph:
+def build_graph(model: GGUFModel, ctx_size: int | None = None) -> Graph:
     """Build the graph of a model, unfused and checked.
+
+    Parameters
+    ----------
+    ctx_size
+        Tokens that a session is to hold, where that is decided: positions of some models are scaled by it.
 
     Raises
     ------
@@ -42,7 +47,7 @@ def build_graph(model: GGUFModel) -> Graph:
         raise UnsupportedError(
             f"{path}: architecture {name!r:.80} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
-    builder = Builder(model, name)
+    builder = Builder(model, name, ctx_size)
     build(builder)
     graph = builder.finish()
     graph.check()

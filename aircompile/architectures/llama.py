@@ -1,21 +1,21 @@
-"""The llama family: llama 1 to 3.3, mistral, and everything else that is stored as `llama`.
+"""Decoders in the manner of llama: RMS norm, grouped-query attention with rotary positions, SwiGLU, residual adds.
 
-Pre-norm decoder: RMS norm, grouped-query attention with rotary positions, RMS norm, SwiGLU, residual adds. Biases,
-untied output matrices and rope factors are used where the file has them. Mistral's sliding window is not part of
-the graph: llama.cpp, the reference for this format, ignores it for this architecture.
+llama 1 to 3.3, mistral, and everything else that is stored as `llama`; ERNIE 4.5 is the same. Biases, untied output
+matrices and rope factors are used where the file has them. Mistral's sliding window is not part of the graph:
+llama.cpp, the reference for this format, ignores it for this architecture.
 
 Sources: Touvron et al. 2023; tensor and key names from the GGUF specification (ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
 
-from aircompile.architectures.toolkit.attention import attend, project_qkv, read_heads, rotary
+from aircompile.architectures.toolkit.attention import attend, project_output, project_qkv, read_heads, rotary
 from aircompile.architectures.toolkit.builder import Builder
 from aircompile.architectures.toolkit.feed_forward import gated, read_width
 from aircompile.architectures.toolkit.registry import family
 
 
-@family("llama")
+@family("llama", "ernie4_5")
 def build(b: Builder) -> None:
     n_ff, heads = read_width(b), read_heads(b)
     rope, norm = rotary(b, heads, "normal"), b.rms_norm()
@@ -26,7 +26,8 @@ def build(b: Builder) -> None:
     hidden = b.embedding()
     for _ in b.layers():
         q, k, v = project_qkv(b, norm(hidden, "attn_norm"), heads)
-        hidden = b.residual(hidden, attend(b, q, k, v, heads, rope=rope), "attn_residual")
+        x = project_output(b, attend(b, q, k, v, heads, rope=rope))
+        hidden = b.residual(hidden, x, "attn_residual")
         x = gated(b, norm(hidden, "ffn_norm"), n_ff, "silu")
         hidden = b.residual(hidden, x, "ffn_residual")
     b.logits(norm(hidden, "output_norm"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
-from aircompile.architectures.toolkit.builder import Builder
-from aircompile.architectures.toolkit.limits import MAX_HEADS, MAX_WIDTH
-from aircompile.architectures.toolkit.rope import read_rope
+from aircompile.architectures.toolkit.builder import Builder, Normalize
+from aircompile.architectures.toolkit.limits import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH
+from aircompile.architectures.toolkit.rope import plain_rope, read_base, read_rope
 from aircompile.graph import RopeInfo
-from aircompile.operators import Attention, Rope, RopeMode, Slice
+from aircompile.operators import Activation, Attention, Rope, RopeMode, Slice
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Heads:
     head_dim: int
     v_dim: int
     scale: float
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Columns of queries, keys and values."""
+        return self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.v_dim
 
 
 def read_heads(b: Builder) -> Heads:
@@ -56,37 +62,82 @@ class Rotary:
         return self.builder.add(output, op, x)
 
 
-def rotary(b: Builder, heads: Heads, mode: RopeMode, *, factors: str | None = "rope_freqs.weight") -> Rotary:
-    """The model's rotary positions, by the `rope.*` keys; `factors` is used where the file has it."""
-    key = "rope.dimension_count"
-    dim = b.hyper.integer(key, MAX_WIDTH, default=heads.head_dim)
-    if dim > heads.head_dim:
-        raise b.hyper.error(key, f"is {dim}, but heads have {heads.head_dim} elements")
+def rotary(b: Builder, heads: Heads, mode: RopeMode) -> Rotary:
+    """The model's rotary positions, by the `rope.*` keys and the tensors of factors, where the file has them."""
+    dim = read_rope_dim(b, heads.head_dim)
+    return add_rope(b, heads.head_dim, mode, read_rope(b.hyper, dim, b.n_ctx_train), _factors(b))
+
+
+def local_rotary(b: Builder, heads: Heads, mode: RopeMode, default: float) -> Rotary:
+    """Those of layers with a window: never scaled, and with a base of their own where the file has one."""
+    base = read_base(b.hyper, "rope.freq_base_swa", default)
+    return add_rope(b, heads.head_dim, mode, plain_rope(read_rope_dim(b, heads.head_dim), base))
+
+
+def read_rope_dim(b: Builder, head_dim: int, key: str = "rope.dimension_count") -> int:
+    """Elements of a head that rotate."""
+    dim = b.hyper.integer(key, MAX_WIDTH, default=head_dim)
+    if dim > head_dim:
+        raise b.hyper.error(key, f"is {dim}, but heads have {head_dim} elements")
     if dim % 2:
         where = key if b.hyper.has(key) else "attention.key_length"
         raise b.hyper.error(where, f"is {dim}: rotary positions need an even number")
-    return add_rope(b, heads.head_dim, mode, read_rope(b.hyper, dim, b.n_ctx_train), factors)
+    return dim
 
 
 def add_rope(b: Builder, head_dim: int, mode: RopeMode, rope: RopeInfo, factors: str | None = None) -> Rotary:
-    """A further table of rotary positions."""
-    found = None if factors is None else b.tensors.optional_vector(factors, rope.dim // 2)
+    """A further table of rotary positions, whose frequencies a tensor of factors may divide."""
+    name = None if factors is None else b.tensors.vector(factors, rope.dim // 2)
     ropes = b.graph.hyper.ropes
     b.graph.hyper = dataclasses.replace(b.graph.hyper, ropes=(*ropes, rope))
-    return Rotary(b, head_dim, rope.dim, mode, len(ropes), found)
+    return Rotary(b, head_dim, rope.dim, mode, len(ropes), name)
 
 
-def project_qkv(b: Builder, x: str, heads: Heads) -> tuple[str, str, str]:
-    """Queries, keys and values: products of their own, or one whose columns they share."""
-    widths = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim, heads.n_kv_heads * heads.v_dim)
+def _factors(b: Builder) -> str | None:
+    """The factors of the frequencies. LongRoPE (Ding et al. 2024) has two kinds, of which sessions within the
+    original context take the short ones, and longer ones the long ones for all their positions."""
+    long, short = "rope_factors_long.weight", "rope_factors_short.weight"
+    if not b.tensors.has(long):
+        return "rope_freqs.weight" if b.tensors.has("rope_freqs.weight") else None
+    n_original = b.hyper.integer("rope.scaling.original_context_length", MAX_CONTEXT, default=b.n_ctx_train)
+    extended = b.ctx_size is not None and b.ctx_size > n_original
+    if not extended:
+        b.limit_context(n_original)
+    b.tensors.ignore(re.escape(short if extended else long))
+    return long if extended else short
+
+
+def read_windows(b: Builder, period: int, default: int = 0) -> tuple[int, ...]:
+    """The sliding window of each layer, 0 where a layer sees everything: by default the last of every `period`."""
+    window = b.hyper.integer("attention.sliding_window", MAX_CONTEXT, low=0, default=default)
+    key = "attention.sliding_window_pattern"
+    if window and b.hyper.is_array(key):
+        return tuple(window * flag for flag in b.hyper.integers(key, 1, b.n_layers, low=0))
+    period = b.hyper.integer(key, MAX_LAYERS, low=0, default=period) if window else 1
+    return tuple(window if period == 0 or layer % period < period - 1 else 0 for layer in range(b.n_layers))
+
+
+def project_qkv(b: Builder, x: str, heads: Heads, clamp: float = 0.0) -> tuple[str, str, str]:
+    """Queries, keys and values: products of their own, or one whose columns they share; within +-`clamp` if not 0."""
+    q_width, k_width, v_width = heads.widths
     if b.has("attn_qkv"):
-        together = b.linear(x, "attn_qkv", sum(widths), "qkv")
-        firsts = (0, widths[0], widths[0] + widths[1])
-        parts = zip("qkv", firsts, widths, strict=True)
-        q, k, v = (b.add(name, Slice(first, width), together) for name, first, width in parts)
+        together = b.linear(x, "attn_qkv", q_width + k_width + v_width, "qkv")
+        q = b.add("q", Slice(0, q_width), together)
+        k = b.add("k", Slice(q_width, k_width), together)
+        v = b.add("v", Slice(q_width + k_width, v_width), together)
+    else:
+        q = b.linear(x, "attn_q", q_width, "q")
+        k = b.linear(x, "attn_k", k_width, "k")
+        v = b.linear(x, "attn_v", v_width, "v")
+    if clamp == 0.0:
         return q, k, v
-    q, k, v = (b.linear(x, f"attn_{name}", width, name) for name, width in zip("qkv", widths, strict=True))
-    return q, k, v
+    op = Activation("clamp", (-clamp, clamp))
+    return b.add("clamped_q", op, q), b.add("clamped_k", op, k), b.add("clamped_v", op, v)
+
+
+def norm_heads(norm: Normalize, q: str, k: str, heads: Heads) -> tuple[str, str]:
+    """Norm every head of queries and keys."""
+    return norm(q, "attn_q_norm", groups=heads.n_heads), norm(k, "attn_k_norm", groups=heads.n_kv_heads)
 
 
 def attend(
@@ -101,17 +152,13 @@ def attend(
     softcap: float = 0.0,
     alibi: float = 0.0,
 ) -> str:
-    """Rotate queries and keys, attend, and project back to the residual stream's width."""
+    """Rotate queries and keys, and attend."""
     if rope is not None:
         q, k = rope(q, heads.n_heads, "rope_q"), rope(k, heads.n_kv_heads, "rope_k")
-    op = Attention(
-        heads.n_heads,
-        heads.n_kv_heads,
-        heads.head_dim,
-        heads.v_dim,
-        heads.scale,
-        window=window,
-        softcap=softcap,
-        alibi=alibi,
-    )
-    return b.linear(b.add("attention", op, q, k, v), "attn_output", b.n_embd)
+    shape = (heads.n_heads, heads.n_kv_heads, heads.head_dim, heads.v_dim, heads.scale)
+    return b.add("attention", Attention(*shape, window=window, softcap=softcap, alibi=alibi), q, k, v)
+
+
+def project_output(b: Builder, x: str) -> str:
+    """Back to the width of the residual stream."""
+    return b.linear(x, "attn_output", b.n_embd)

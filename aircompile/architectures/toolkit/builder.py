@@ -6,6 +6,7 @@ Tensors have GGUF's names. A `part` such as 'attn_q' stands for the tensors of t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Protocol
@@ -15,8 +16,8 @@ from aircompile.architectures.toolkit.limits import MAX_CONTEXT, MAX_LAYERS, MAX
 from aircompile.architectures.toolkit.tensors import TensorTable
 from aircompile.frontends.gguf import GGUFModel
 from aircompile.graph import Graph, ModelInfo, Phase
-from aircompile.operators import Add, Gather, MatMul, Norm, Op
-from airrun.errors import ModelFileError
+from aircompile.operators import Activation, Add, Gather, MatMul, Norm, NormKind, Op, Scale
+from airrun.errors import ModelFileError, UnsupportedError
 
 _MAX_NAME = 200
 
@@ -24,7 +25,9 @@ _MAX_NAME = 200
 class Normalize(Protocol):
     """A kind of norm with its epsilon: `norm(x, 'attn_norm')` adds one with the weights of that part."""
 
-    def __call__(self, x: str, part: str) -> str: ...
+    def __call__(self, x: str, part: str | None, *, groups: int = 1, output: str | None = None) -> str:
+        """`groups` equal parts of a row are normed apart (heads); without a part there are no weights."""
+        ...
 
 
 class Builder:
@@ -40,9 +43,12 @@ class Builder:
         Operators so far.
     layer
         The layer that operators are added to; -1 outside the layers.
+    ctx_size
+        Tokens that a session is to hold; None where it is not decided.
     """
 
-    def __init__(self, model: GGUFModel, architecture: str) -> None:
+    def __init__(self, model: GGUFModel, architecture: str, ctx_size: int | None = None) -> None:
+        self.ctx_size = ctx_size
         self.hyper = Hyperparameters(model, architecture)
         self.tensors = TensorTable(model)
         self.n_layers = self.hyper.integer("block_count", MAX_LAYERS)
@@ -82,7 +88,6 @@ class Builder:
 
     def layers(self) -> Iterator[int]:
         """Go through the layers: what is added meanwhile belongs to the current one."""
-        self._phase = "layer"
         for layer in range(self.n_layers):
             self.layer = layer
             yield layer
@@ -93,40 +98,79 @@ class Builder:
         name = f"layers.{self.layer}.{output}" if self.layer >= 0 else output
         for tensor in op.tensors():
             self.graph.weights[tensor] = self.tensors.taken[tensor]
-        self.graph.add(op, inputs, (name,), layer=self.layer, phase=self._phase)
+        # what stands between the embedding and the first layer counts to that
+        layer = max(self.layer, 0) if self._phase == "layer" else -1
+        self.graph.add(op, inputs, (name,), layer=layer, phase=self._phase)
         return name
 
-    # parts that every family has
+    def limit_context(self, n: int) -> None:
+        """Positions end after `n` tokens."""
+        self.graph.hyper = dataclasses.replace(self.graph.hyper, n_ctx_max=n)
 
-    def embedding(self) -> str:
-        """Rows of the token embedding."""
+    # parts that most families have
+
+    def embedding(self, scale: float = 1.0) -> str:
+        """Rows of the token embedding, times `scale`: what a caller may give instead of tokens."""
         table = self.tensors.matrix("token_embd.weight", self.n_vocab, self.n_embd)
-        return self.add("embedding", Gather(table))
+        hidden = self.scale(self.add("embedding", Gather(table)), scale, "scaled_embedding")
+        self._phase = "layer"
+        return hidden
+
+    def learned_positions(self, hidden: str) -> str:
+        """Add a learned vector per position, which is as far as the context goes."""
+        self.limit_context(self.n_ctx_train)
+        table = self.tensors.matrix("position_embd.weight", self.n_ctx_train, self.n_embd)
+        positions = self.add("positions", Gather(table, "cells"))
+        return self.add("positioned", Add(), hidden, positions)
+
+    def scale(self, x: str, factor: float, output: str) -> str:
+        """``x * factor``."""
+        return x if factor == 1.0 else self.add(output, Activation("scale", (factor,)), x)
 
     def linear(self, x: str, part: str, n_rows: int, output: str | None = None) -> str:
-        """``x @ weight.T``, plus the bias if the file has one."""
-        weight = self.tensors.matrix(f"{self.name(part)}.weight", n_rows, self.width(x))
-        bias = self.tensors.optional_vector(f"{self.name(part)}.bias", n_rows)
-        return self.add(output or part, MatMul((weight,), (bias,)), x)
+        """``x @ weight.T``, plus the bias if the file has one; the product times its scale if it has one."""
+        output, name = output or part, self.name(part)
+        weight = self.tensors.matrix(f"{name}.weight", n_rows, self.width(x))
+        bias = self.tensors.optional_vector(f"{name}.bias", n_rows)
+        scale = self.tensors.optional_vector(f"{name}.scale", 1)
+        if scale is None:
+            return self.add(output, MatMul((weight,), (bias,)), x)
+        if bias is not None:
+            raise UnsupportedError(f"{self.hyper.path}: tensor {name}.weight has both a scale and a bias")
+        return self.add(output, Scale(scale), self.add(f"{output}.unscaled", MatMul((weight,), (None,)), x))
 
     def rms_norm(self) -> Normalize:
         """Root-mean-square norms with the model's epsilon."""
-        eps = self.hyper.number("attention.layer_norm_rms_epsilon", 1e-30, 1.0)
+        return self._norms("rms", self.hyper.number("attention.layer_norm_rms_epsilon", 1e-30, 1.0))
 
-        def norm(x: str, part: str) -> str:
-            return self.add(part, Norm(self.tensors.vector(f"{self.name(part)}.weight", self.width(x)), eps), x)
+    def layer_norm(self) -> Normalize:
+        """Layer norms with the model's epsilon."""
+        return self._norms("layer", self.hyper.number("attention.layer_norm_epsilon", 1e-30, 1.0))
+
+    def _norms(self, kind: NormKind, eps: float) -> Normalize:
+        def norm(x: str, part: str | None, *, groups: int = 1, output: str | None = None) -> str:
+            weight = bias = None
+            if part is not None:
+                weight = self.tensors.group_vector(f"{self.name(part)}.weight", groups, self.width(x) // groups)
+                bias = self.tensors.optional_vector(f"{self.name(part)}.bias", self.width(x) // groups)
+            name = output or part
+            assert name is not None
+            return self.add(name, Norm(weight, eps, bias, kind, groups), x)
 
         return norm
 
-    def residual(self, hidden: str, x: str, output: str) -> str:
+    def residual(self, hidden: str, x: str, output: str, scale: float = 1.0) -> str:
         """The residual stream after a sub-layer."""
-        return self.add(output, Add(), hidden, x)
+        return self.add(output, Add(scale), hidden, x)
 
-    def logits(self, x: str) -> str:
-        """The output matrix: one of its own, or the embedding."""
+    def logits(self, x: str, softcap: float = 0.0) -> str:
+        """The output matrix: one of its own, or the embedding; then `softcap` if it is not 0."""
         own = self.tensors.has("output.weight")
         weight = self.tensors.matrix("output.weight" if own else "token_embd.weight", self.n_vocab, self.n_embd)
-        return self.add("logits", MatMul((weight,), (self.tensors.optional_vector("output.bias", self.n_vocab),)), x)
+        op = MatMul((weight,), (self.tensors.optional_vector("output.bias", self.n_vocab),))
+        if softcap == 0.0:
+            return self.add("logits", op, x)
+        return self.add("logits", Activation("softcap", (softcap,)), self.add("uncapped", op, x))
 
 
 def _model_name(model: GGUFModel) -> str:

@@ -16,17 +16,21 @@ def read_width(b: Builder) -> int:
 
 
 def gated(b: Builder, x: str, n_ff: int, kind: Function) -> str:
-    """``down(activation(gate(x)) * up(x))``; where the file has no gate, it is the first half of `up`."""
+    """``down(activation(gate(x)) * up(x))``."""
+    return b.linear(gate_up(b, x, n_ff, kind), "ffn_down", b.n_embd, "down")
+
+
+def gate_up(b: Builder, x: str, n_ff: int, kind: Function) -> str:
+    """``activation(gate(x)) * up(x)``; where the file has no gate, it is the first half of `up`."""
     if b.has("ffn_gate"):
         gate, up = b.linear(x, "ffn_gate", n_ff, "gate"), b.linear(x, "ffn_up", n_ff, "up")
     else:
         both = b.linear(x, "ffn_up", 2 * n_ff, "gate_up")
         gate, up = b.add("gate", Slice(0, n_ff), both), b.add("up", Slice(n_ff, n_ff), both)
-    gate = b.add("gate_activation", Activation(kind), gate)
-    return b.linear(b.add("gated", Multiply(), gate, up), "ffn_down", b.n_embd, "down")
+    return b.add("gated", Multiply(), b.add("gate_activation", Activation(kind), gate), up)
 
 
-def plain(b: Builder, x: str, n_ff: int, kind: Function) -> str:
+def plain(b: Builder, x: str, n_ff: int, kind: Function, parameters: tuple[float, ...] = ()) -> str:
     """``down(activation(up(x)))``."""
-    x = b.add("activation", Activation(kind), b.linear(x, "ffn_up", n_ff, "up"))
+    x = b.add("activation", Activation(kind, parameters), b.linear(x, "ffn_up", n_ff, "up"))
     return b.linear(x, "ffn_down", b.n_embd, "down")

@@ -79,7 +79,8 @@ class Hyperparameters:
             return (self._whole(key, value, low, high),) * n
         if value.shape != (n,):
             raise self.error(key, f"has {len(value)} entries for {n} layers")
-        return tuple(self._whole(key, entry, low, high) for entry in value.tolist())
+        entries = value.astype(np.int64) if value.dtype == np.bool_ else value
+        return tuple(self._whole(key, entry, low, high) for entry in entries.tolist())
 
     def uniform_integer(self, key: str, high: int, n_layers: int, *, default: int | None = None) -> int:
         """A number that may be stored once per layer, but has to be the same in all."""
@@ -97,6 +98,17 @@ class Hyperparameters:
             raise self.error(key, f"is {value:g}, not within {low:g} to {high:g}")
         return float(value)
 
+    def numbers(self, key: str, low: float, high: float, n: int) -> tuple[float, ...]:
+        """`n` finite numbers, one per layer, which may be stored as one for all."""
+        if not self.is_array(key):
+            return (self.number(key, low, high),) * n
+        value = np.asarray(self._get(key, None), np.float64)
+        if value.shape != (n,):
+            raise self.error(key, f"has {len(value)} entries for {n} layers")
+        if not (np.isfinite(value).all() and (value >= low).all() and (value <= high).all()):
+            raise self.error(key, f"has an entry that is not within {low:g} to {high:g}")
+        return tuple(value.tolist())
+
     def text(self, key: str, default: str) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
@@ -108,6 +120,9 @@ class Hyperparameters:
         if not isinstance(value, bool):
             raise self.error(key, "is not a truth value")
         return value
+
+    def is_array(self, key: str) -> bool:
+        return isinstance(self._metadata.get(self._prefix + key), np.ndarray)
 
     def has(self, key: str) -> bool:
         return self._prefix + key in self._metadata

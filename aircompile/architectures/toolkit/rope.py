@@ -37,14 +37,14 @@ def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int) -> RopeInfo:
     """
     base = read_base(hyper, "rope.freq_base", 10000.0)
     kind = hyper.text("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
-        raise hyper.unsupported("rope.scaling.type", f"is {kind!r:.80}; supported: none, linear, yarn")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise hyper.unsupported("rope.scaling.type", f"is {kind!r:.80}; supported: none, linear, yarn, longrope")
     # 0 stands for no scaling; the second key is the older name of the first
     factor = hyper.number("rope.scale_linear", 0.0, _MAX_FACTOR, 0.0)
     factor = hyper.number("rope.scaling.factor", 0.0, _MAX_FACTOR, factor)
     magnitude = hyper.number("rope.scaling.attn_factor", 1e-6, _MAX_FACTOR, 1.0)
     n_ctx_original = hyper.integer("rope.scaling.original_context_length", MAX_CONTEXT, default=n_ctx_train)
-    if kind == "none" or factor == 0.0:
+    if kind in ("none", "longrope") or factor == 0.0:
         factor = 1.0
 
     rope = plain_rope(dim, base)

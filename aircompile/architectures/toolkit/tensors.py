@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from aircompile.frontends.gguf import GGUFModel, TensorInfo
@@ -26,12 +27,23 @@ class TensorTable:
 
     def vector(self, name: str, n: int) -> str:
         """Take a vector, which kernels read as it stands: F32."""
-        tensor = self._take(name, (n,))
+        self._take(name, (n,))
+        return self._float(name)
+
+    def _float(self, name: str) -> str:
+        tensor = self.taken[name]
         if tensor.format != "F32":
             raise UnsupportedError(
                 f"{self._path(tensor)}: vector {name!r} is in {tensor.format}, only F32 is supported"
             )
         return name
+
+    def group_vector(self, name: str, groups: int, n: int) -> str:
+        """Take a vector of `n` for every group of columns: one for all, or a row for each."""
+        if groups == 1 or not self.has(name) or self.shape(name) != (groups, n):
+            return self.vector(name, n)
+        self.taken[name] = dataclasses.replace(self._take(name, (groups, n)), shape=(groups * n,))
+        return self._float(name)
 
     def optional_vector(self, name: str, n: int) -> str | None:
         """Take a vector if the file has it."""

@@ -1,0 +1,43 @@
+"""Apertus: like Qwen 3, with xIELU (whose parameters differ between layers) without a gate.
+
+Source: Swiss AI 2025; Huang & Schlag 2025 (xIELU).
+"""
+
+from __future__ import annotations
+
+import math
+
+from aircompile.architectures.toolkit.attention import (
+    attend,
+    norm_heads,
+    project_output,
+    project_qkv,
+    read_heads,
+    rotary,
+)
+from aircompile.architectures.toolkit.builder import Builder
+from aircompile.architectures.toolkit.feed_forward import plain, read_width
+from aircompile.architectures.toolkit.registry import family
+
+
+@family("apertus")
+def build(b: Builder) -> None:
+    n_ff, heads = read_width(b), read_heads(b)
+    keys = ("xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps")
+    alpha_p, alpha_n, beta, eps = (b.hyper.numbers(key, -1e6, 1e6, b.n_layers) for key in keys)
+    rope, norm = rotary(b, heads, "neox"), b.rms_norm()
+    hidden = b.embedding()
+    for layer in b.layers():
+        q, k, v = project_qkv(b, norm(hidden, "attn_norm"), heads)
+        q, k = norm_heads(norm, q, k, heads)
+        x = project_output(b, attend(b, q, k, v, heads, rope=rope))
+        hidden = b.residual(hidden, x, "attn_residual")
+        # the file has them before the softplus that keeps them positive
+        bends = (_softplus(alpha_p[layer]), beta[layer] + _softplus(alpha_n[layer]), beta[layer], eps[layer])
+        x = plain(b, norm(hidden, "ffn_norm"), n_ff, "xielu", bends)
+        hidden = b.residual(hidden, x, "ffn_residual")
+    b.logits(norm(hidden, "output_norm"))
+
+
+def _softplus(x: float) -> float:
+    return x if x > 20.0 else math.log1p(math.exp(x))

@@ -1,0 +1,26 @@
+"""Nemotron 3 and 4, Minitron: layer norms (the 1 that is added to their weights is in the file), squared ReLU without
+a gate, part of each head rotates.
+
+Source: Parmar et al. 2024.
+"""
+
+from __future__ import annotations
+
+from aircompile.architectures.toolkit.attention import attend, project_output, project_qkv, read_heads, rotary
+from aircompile.architectures.toolkit.builder import Builder
+from aircompile.architectures.toolkit.feed_forward import plain, read_width
+from aircompile.architectures.toolkit.registry import family
+
+
+@family("nemotron")
+def build(b: Builder) -> None:
+    n_ff, heads = read_width(b), read_heads(b)
+    rope, norm = rotary(b, heads, "neox"), b.layer_norm()
+    hidden = b.embedding()
+    for _ in b.layers():
+        q, k, v = project_qkv(b, norm(hidden, "attn_norm"), heads)
+        x = project_output(b, attend(b, q, k, v, heads, rope=rope))
+        hidden = b.residual(hidden, x, "attn_residual")
+        x = plain(b, norm(hidden, "ffn_norm"), n_ff, "relu2")
+        hidden = b.residual(hidden, x, "ffn_residual")
+    b.logits(norm(hidden, "output_norm"))

@@ -1,0 +1,135 @@
+"""Every model of the golden data against the engine that is right about it: a new folder is tested by being there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from measures import Logits, OpenEngine, argmax_where_clear, divergence, same_bits
+
+from aircompile.architectures import build_graph
+from aircompile.frontends.gguf import read_gguf
+from airrun.engine import Engine
+from airrun.errors import UnsupportedError
+
+ZOO = Path(os.environ.get("AIR_ZOO", Path(__file__).resolve().parents[3] / "shared" / "zoo")) / "models"
+LENGTHS = (1, 17, 300)
+
+LLAMA_CPP_IS_RIGHT = {
+    "falcon": "transformers has GELU by erf; the format means that by tanh",
+    "gptneox": "the same",
+    "mpt": "the same",
+    "mistral": "the file does not carry the window",
+    "gptoss": "the file does not carry that YaRN is not truncated",
+    "gptoss_mxfp4": "the same",
+    "falcon_mamba": "the file lacks an epsilon",
+    "gemma4moe": "near ties of routers fall as in llama.cpp or not at all",
+}
+"""Where the engines differ and transformers is not the one to follow; everywhere else it is."""
+
+REFUSED = {
+    "deepseek2": "architecture 'deepseek2'",
+    "deepseek2_lite": "architecture 'deepseek2'",
+    "deepseek3": "architecture 'deepseek2'",
+    "gemma4": "architecture 'gemma4'",
+    "gemma4moe": "architecture 'gemma4'",
+    "gptoss": "architecture 'gpt-oss'",
+    "gptoss_mxfp4": "architecture 'gpt-oss'",
+    "granitemoe": "architecture 'granitemoe'",
+    "jamba": "architecture 'jamba'",
+    "lfm2": "architecture 'lfm2'",
+    "llama4": "architecture 'llama4'",
+    "mamba": "architecture 'mamba'",
+    "mamba2": "architecture 'mamba2'",
+    "mixtral": "mixtures of experts",
+    "olmoe": "architecture 'olmoe'",
+    "qwen2moe": "architecture 'qwen2moe'",
+    "qwen35": "architecture 'qwen35'",
+    "qwen35moe": "architecture 'qwen35moe'",
+    "qwen3moe": "architecture 'qwen3moe'",
+    "qwen3next": "architecture 'qwen3next'",
+    "rwkv6": "architecture 'rwkv6'",
+    "rwkv7": "architecture 'rwkv7'",
+}
+"""Models that are not supported yet, and what the refusal names."""
+
+FOLDERS = sorted(path.parent.name for path in ZOO.glob("*/model.gguf"))
+SUPPORTED = [name for name in FOLDERS if name not in REFUSED]
+
+
+def golden(name: str) -> dict[str, Any]:
+    return dict(np.load(ZOO / name / "golden.npz"))
+
+
+def oracle_of(name: str) -> str:
+    return "lcpp_f32" if name in LLAMA_CPP_IS_RIGHT else "hf"
+
+
+def at_kept_positions(engine: Engine, gold: dict[str, Any]) -> dict[int, Logits]:
+    """Our logits where golden ones are kept, by the length of the sequence."""
+    found = {n: engine.logits(gold[f"seq{n}"].tolist()) for n in LENGTHS}
+    return found | {300: found[300][gold["rows300"]]}
+
+
+def upstream_spread(name: str) -> float:
+    """Largest KL between the two engines, where they agree up to rounding."""
+    spread: float = json.loads((ZOO / name / "info.json").read_text())["llama_cpp_f32_vs_hf"]["max_kl"]
+    return spread if name == "gemma4moe" else 0.0
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_float_activations_are_exact(zoo: Path, open_engine: OpenEngine, name: str) -> None:
+    """Logits, the greedy continuation, and the same bits step by step."""
+    gold = golden(name)
+    engine = open_engine(ZOO / name / "model.gguf", "f32")
+    ours = at_kept_positions(engine, gold)
+    for length in LENGTHS:
+        kl = divergence(gold[f"{oracle_of(name)}_{length}"], ours[length]).max()
+        assert kl < max(1e-6, upstream_spread(name)), f"{length} tokens"
+
+    session = engine.new_session()
+    rows = [session.eval(gold["greedy_prompt"].tolist()).copy()]
+    rows += [session.eval([int(id_)]).copy() for id_ in gold["greedy_ids"][:-1]]
+    session.reset()
+    margins = gold["greedy_top2"][:, 0] - gold["greedy_top2"][:, 1]
+    argmax_where_clear(np.concatenate(rows), gold["greedy_ids"], margins, 1e-3)
+
+    ids = [*gold["greedy_prompt"].tolist(), *gold["greedy_ids"].tolist()]
+    at_once = engine.logits(ids)[len(gold["greedy_prompt"]) - 1 : -1]
+    assert same_bits(np.concatenate(rows), at_once)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_as_shipped_is_not_further_from_exact_than_llama_cpp(zoo: Path, open_engine: OpenEngine, name: str) -> None:
+    gold = golden(name)
+    engine = open_engine(ZOO / name / "model.gguf", "auto")
+    logits = at_kept_positions(engine, gold)
+    ours, theirs = [], []
+    for length in LENGTHS:
+        exact = gold[f"{oracle_of(name)}_{length}"]
+        ours.append(divergence(exact, logits[length]))
+        theirs.append(divergence(exact, gold[f"lcpp_f16_{length}"]))
+    mean, limit = np.concatenate(ours).mean(), np.concatenate(theirs).mean()
+    print(f"{name}: mean KL {mean:.2e}, llama.cpp {limit:.2e}")
+    assert mean <= 1.1 * limit + 1e-4
+    ids = gold["seq300"][:70].tolist()
+    session = engine.new_session()
+    rows = [session.eval(ids[i : i + n], all_logits=True) for i, n in ((0, 1), (1, 64), (65, 5))]
+    session.reset()
+    assert same_bits(np.concatenate(rows), engine.logits(ids))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_models_are_refused_by_name(zoo: Path, name: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        build_graph(read_gguf(ZOO / name / "model.gguf"))
+    assert REFUSED[name] in str(caught.value)
+    assert "mixtures" in REFUSED[name] or "supported: apertus, " in str(caught.value)
+
+
+def test_every_folder_is_accounted_for(zoo: Path) -> None:
+    assert set(REFUSED) <= set(FOLDERS) and set(FOLDERS) == {path.name for path in ZOO.iterdir() if path.is_dir()}
