@@ -25,7 +25,8 @@ def _xielu(x: Array, alpha_p: float, alpha_n: float, beta: float, eps: float) ->
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "silu": lambda x: x * sigmoid(x),
     "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
-    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    # (1 + tanh(u)) / 2 = sigmoid(2 u), which keeps its precision where the sum on the left cancels
+    "gelu_tanh": lambda x: x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
     "gelu_quick": lambda x: x * sigmoid(1.702 * x),
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
