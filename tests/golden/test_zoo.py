@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from measures import Logits, OpenEngine, argmax_where_clear, divergence, same_bits
+from zoo_folder import zoo_folder
 
 from aircompile.architectures import build_graph
 from aircompile.frontends.gguf import read_gguf
 from airrun.engine import Engine
 from airrun.errors import UnsupportedError
 
-ZOO = Path(os.environ.get("AIR_ZOO", Path(__file__).resolve().parents[3] / "shared" / "zoo")) / "models"
+ZOO = zoo_folder() / "models"
 LENGTHS = (1, 17, 300)
 
 LLAMA_CPP_IS_RIGHT = {
