@@ -264,7 +264,7 @@ def refused(model: GGUFModel, error: type[Exception], reason: str) -> None:
 @pytest.mark.parametrize(
     ("general", "error", "reason"),
     [
-        ({"general.architecture": "bert"}, UnsupportedError, "architecture 'bert' is not supported; supported: llama"),
+        ({"general.architecture": "bert"}, UnsupportedError, "architecture 'bert' is not supported; supported: apertus, arcee, "),
         ({"general.architecture": "two\nlines"}, UnsupportedError, r"architecture 'two\nlines' is not"),
         ({"general.architecture": None}, ModelFileError, "general.architecture is missing"),
         ({"general.architecture": 3}, ModelFileError, "general.architecture is not a text"),
