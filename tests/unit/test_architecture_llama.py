@@ -264,7 +264,11 @@ def refused(model: GGUFModel, error: type[Exception], reason: str) -> None:
 @pytest.mark.parametrize(
     ("general", "error", "reason"),
     [
-        ({"general.architecture": "bert"}, UnsupportedError, "architecture 'bert' is not supported; supported: apertus, arcee, "),
+        (
+            {"general.architecture": "bert"},
+            UnsupportedError,
+            "architecture 'bert' is not supported; supported: apertus, arcee, ",
+        ),
         ({"general.architecture": "two\nlines"}, UnsupportedError, r"architecture 'two\nlines' is not"),
         ({"general.architecture": None}, ModelFileError, "general.architecture is missing"),
         ({"general.architecture": 3}, ModelFileError, "general.architecture is not a text"),
@@ -331,7 +335,7 @@ def test_absurd_hyperparameters(key: str, value: object, reason: str) -> None:
     [
         ("expert_count", 8, "is 8: mixtures of experts are not supported"),
         ("attention.head_count_kv", np.array([2, 4]), "differs between layers (2 to 4)"),
-        ("rope.scaling.type", "longrope", "is 'longrope'; supported: none, linear, yarn"),
+        ("rope.scaling.type", "dynamic", "is 'dynamic'; supported: none, linear, yarn, longrope"),
         ("rope.scaling.alpha", 1000.0, "is 1000.0: not supported"),
         ("rope.scaling.yarn_ext_factor", 0.5, "is 0.5: not supported"),
         ("attention.causal", False, "is False: not supported"),
@@ -373,7 +377,8 @@ def changed(**shapes: tuple[int, ...] | None) -> dict[str, TensorInfo]:
         (changed(rope_freqs__weight=(16,)), "tensor 'rope_freqs.weight' has shape (16,), expected (8,)"),
         (changed(blk__1__attn_q__weight=(64, 64)), "tensor 'blk.1.attn_q.weight' is not understood"),
         (changed(blk__0__attn_q_norm__weight=(16,)), "tensor 'blk.0.attn_q_norm.weight' is not understood"),
-        (changed(blk__0__attn_q__scale=(1,)), "tensor 'blk.0.attn_q.scale' is not understood"),
+        (changed(blk__0__attn_q__scale=(2,)), "tensor 'blk.0.attn_q.scale' has shape (2,), expected (1,)"),
+        (changed(blk__0__attn_q__input_scale=(1,)), "tensor 'blk.0.attn_q.input_scale' is not understood"),
     ],
 )
 def test_bad_tensors(tensors: dict[str, TensorInfo], reason: str) -> None:
