@@ -92,6 +92,7 @@ def measure(args: argparse.Namespace, plan: Path, budget: int) -> Row:
         ours.append(found)
         peaks.append(peak)
         if args.peer_python and budget and i < args.peer_rounds:
+            forget(args.model)
             job = [args.peer_python, str(_HERE / "stream_worker.py"), "llama", str(args.model), str(args.threads)]
             peer.append(limited([*job, str(args.peer_tokens), str(args.ctx_size)], budget)[0])
     disk.append(read_rate(args.model))
@@ -114,6 +115,14 @@ def read_rate(path: Path, seconds: float = 2.0) -> float:
         os.close(fd)
 
 
+def forget(path: Path) -> None:
+    """Drop a file from the page cache: pages that are there already are charged to nobody's limit."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)  # what was not written yet would stay
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
 def limited(command: list[str], limit: int) -> tuple[dict[str, Any], int]:
     """Run a worker under a memory limit (0: none): what it printed, nothing if it was killed, and the peak."""
     group = None
@@ -121,9 +130,11 @@ def limited(command: list[str], limit: int) -> tuple[dict[str, Any], int]:
         group = MemoryGroup(limit)
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, preexec_fn=group.join if group else None, text=True, check=False
+            command, capture_output=True, preexec_fn=group.join if group else None, text=True, check=False
         )
         lines = done.stdout.strip().splitlines()
+        if done.returncode:
+            print(f"{command[2]}: exit status {done.returncode}", *done.stderr.splitlines()[-1:], file=sys.stderr)
         return json.loads(lines[-1]) if done.returncode == 0 and lines else {}, group.peak if group else 0
     finally:
         if group is not None:
