@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
 from airrun.explain_text import size
-from airrun.ledger import MAX_THREADS
+from airrun.ledger import MAX_THREADS, sizes_of
 from airrun.options import OptionParser
 from airrun.predict import predict
 from airrun.probe import probe
@@ -172,9 +172,12 @@ def _check_output(out: Path) -> None:
 def _summary(plan: Plan, out: Path, seconds: float) -> str:
     libraries = f" for {len(plan.libraries)} instruction sets" if len(plan.libraries) > 1 else ""
     kernels = f"{len(plan.kernels)} kernels{libraries}"
-    found = predict(plan)
+    sizes = sizes_of(plan, library=plan.libraries[0]) if plan.choice.ram_nbytes else None
+    found = predict(plan, sizes=sizes)
     speed = "speed unknown"
     if found.decode_tokens_per_second is not None:
         at_most = "at most " if found.upper_limit else ""
-        speed = f"predicted {at_most}{found.decode_tokens_per_second:.0f} tokens/s, bound by {found.decode_bound}"
+        rate = found.decode_tokens_per_second
+        digits = 0 if rate >= 10 else 3
+        speed = f"predicted {at_most}{rate:.{digits}f} tokens/s, bound by {found.decode_bound}"
     return f"{out}: {size(out.stat().st_size)}, {seconds:.1f} s, {kernels}, {speed}"

@@ -78,6 +78,8 @@ def _run(args: list[str]) -> int:
     parsed = parser.parse_args(args)
     if parsed.prompt is not None and parsed.file is not None:
         parser.error("give the prompt by -p or by -f, not both")
+    if parsed.parallel > 1 and (parsed.chat or parsed.session):
+        parser.error("-np/--parallel goes with neither --chat nor --session")
     if parsed.system_prompt is not None and not parsed.chat:
         parser.error("-sys/--system-prompt needs --chat")
 

@@ -76,18 +76,56 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         ctx_size=args.ctx_size,
         ram=args.ram,
         load_mode=args.load_mode,
+        parallel=args.parallel,
     )
     try:
+        _prepare_for_slowness(engine)
+        if args.parallel > 1:
+            _several(engine, config, prompt or "", args.parallel)
+            return
         saved = _restore(args, engine)
         extra = _chat(args, engine, config, prompt, saved) if args.chat else _complete(engine, config, prompt, saved)
         if args.session is not None:
             from airrun.session_file import save_session
 
             save_session(args.session, engine.session, engine.loaded.digest, extra)
-        if args.verbose:
-            print(format_metrics(engine.metrics()), file=sys.stderr)
     finally:
+        if args.verbose:
+            from airrun.memory import peak_resident_nbytes
+
+            metrics = engine.metrics() | {"peak_resident_bytes": peak_resident_nbytes()}
+            print(format_metrics(metrics), file=sys.stderr)
         engine.close()
+
+
+def _prepare_for_slowness(engine: Engine) -> None:
+    """Where weights are streamed, say what to expect, and show passes on a terminal."""
+    if not engine.streams:
+        return
+    from airrun.pace import LayerBar, announcement
+
+    line = announcement(engine)
+    if line is not None:
+        print(line, file=sys.stderr)
+    if sys.stderr.isatty():
+        engine.watch(LayerBar(sys.stderr))
+
+
+def _several(engine: Engine, config: GenerateConfig, prompt: str, n: int) -> None:
+    """Print several continuations of a prompt, each behind a line with its number; the first as it comes."""
+    from airrun.parallel import ParallelStream
+
+    waiting = [""] * n
+    print(f"--- 1 of {n}")
+    for piece in ParallelStream(engine, [prompt] * n, config):
+        if piece.number == 0:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+        else:
+            waiting[piece.number] += piece.text
+    print()
+    for i, text in enumerate(waiting[1:], 2):
+        print(f"--- {i} of {n}\n{text}")
 
 
 def _restore(args: Namespace, engine: Engine) -> dict[str, Any] | None:
@@ -133,7 +171,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Metrics of an engine as lines of text.
 
     ``NAME_seconds`` and ``NAME_tokens`` become one line with their rate; otherwise the end of a name tells the unit
-    (``_seconds``, ``_bytes``, ``_share``).
+    (``_seconds``, ``_bytes``, ``_bytes_per_second``, ``_share``).
     """
     lines = []
     for name, value in metrics.items():
@@ -146,6 +184,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
             text = f"{tokens} tokens, {value:.3f} s{rate}"
         elif unit == "seconds":
             text = f"{value:.3f} s"
+        elif name.endswith("_bytes_per_second"):
+            label, text = name.removesuffix("_bytes_per_second"), f"{value / 1e9:.2f} GB/s"
         elif unit == "bytes":
             text = f"{value / 2**20:.1f} MiB"
         elif unit == "share":

@@ -39,25 +39,28 @@ class Engine:
     ----------
     n_vocab, n_ctx
         Vocabulary size, and most tokens a session holds.
-    max_batch
-        Most tokens of one step.
+    streams
+        Whether weights are streamed, because they do not fit.
+    max_batch, max_outputs
+        Most tokens of one step, and of those whose logits are all wanted.
     """
 
     def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto") -> None:
         plan = loaded.plan
         self.loaded, self.plan, self.sizes = loaded, plan, sizes
         self.threads, self.n_ctx, self.max_batch = sizes.threads, sizes.ctx_size, sizes.max_tokens
+        self.max_outputs = sizes.max_outputs
         self.n_vocab = plan.model.n_vocab
         self.isa = sizes.library.isa
         library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
         self._files = WeightFiles(plan, paths)
-        streams = sizes.residency.streams
-        if load_mode == "auto" and not streams:
+        self.streams = sizes.residency.streams
+        if load_mode == "auto" and not self.streams:
             load_mode = "mmap"
         self.load_mode = self._files.open_streams(load_mode)
         weights = Weights(plan, self._files, sizes, library)
         self._team = Team(library, sizes.threads, sizes.panels // sizes.threads)
-        self._loading = Loading(weights, self._files, self._team, self.load_mode, keep_maps=streams)
+        self._loading = Loading(weights, self._files, self._team, self.load_mode, keep_maps=self.streams)
 
         from airrun.executor import Executor
         from airrun.kv_cache import BlockPool
@@ -183,6 +186,16 @@ class Engine:
 
         return stream_text(self.session, prompt, config or GenerateConfig())
 
+    def generate_many(self, prompts: Sequence[str | Sequence[int]], config: GenerateConfig | None = None) -> list[str]:
+        """The continuations of several prompts, generated together, in sessions of their own.
+
+        The engine must have been opened with `parallel` of at least their number.
+        """
+        from airrun.generate import GenerateConfig
+        from airrun.parallel import generate_many
+
+        return generate_many(self, prompts, config or GenerateConfig())
+
     def reset(self) -> None:
         """Forget the default session's conversation."""
         self.session.reset()
@@ -197,12 +210,14 @@ class Engine:
 
     def watch(self, progress: Callable[[int, int], None] | None) -> None:
         """Have `progress` called with the layers done and those there are, where weights are streamed."""
-        self._executor.progress = progress
+        if self._executor.streamed is not None:
+            self._executor.streamed.progress = progress
 
     def close(self) -> None:
         """End the threads. The engine cannot run afterwards."""
         self._executor.close()
         self._team.close()
+        self._files.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from airrun.native import CALL, Library, Team
 from airrun.plan.container import LoadedPlan
 from airrun.plan.schema import INPUTS, Plan
 from airrun.stream import Ring, Stream
+from airrun.streamed_replay import StreamedReplay
 from airrun.weight_files import LoadMode, WeightFiles
 from airrun.weights import Weights
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Logits = npt.NDArray[np.float32]
-
-Progress = Callable[[int, int], None]
-"""Called with how many of a pass's sections (layers, and what is around them) are done, and how many there are."""
 
 
 class Executor:
@@ -48,10 +44,8 @@ class Executor:
 
     Attributes
     ----------
-    stream
-        Reads the weights that are not kept; None where all are.
-    progress
-        Called as layers are done, where weights are streamed.
+    streamed
+        Runs programs whose weights are not all kept; None where all are.
     """
 
     def __init__(
@@ -100,9 +94,7 @@ class Executor:
         rows = self._arena.array("<f4", (n, hidden.nbytes // 4), hidden.offset * n)
         self._hidden = rows[:, : plan.model.n_embd]
         self._decode = self._programs[0]
-        self.stream = self._open_stream(sizes, load_mode)
-        self.progress: Progress | None = None
-        self.passes = 0
+        self.streamed = self._open_stream(sizes, load_mode)
         self.work: dict[str, float] = {
             "prefill_tokens": 0,
             "decode_tokens": 0,
@@ -111,12 +103,12 @@ class Executor:
             "native_seconds": 0.0,
         }
 
-    def _open_stream(self, sizes: Sizes, mode: LoadMode) -> Stream | None:
+    def _open_stream(self, sizes: Sizes, mode: LoadMode) -> StreamedReplay | None:
         """The stream of what is not kept. All programs use it in the same order, of which the plan was verified."""
         numbers, residency = self._decode.streamed, sizes.residency
         if not numbers:
             return None
-        return Stream(
+        source = Stream(
             self._library,
             self._files,
             [residency.chunks[number] for number in numbers],
@@ -125,6 +117,7 @@ class Executor:
             readers=self.plan.stream.readers,
             tail=self._decode.tail,
         )
+        return StreamedReplay(self.plan, self._team, source, self._files)
 
     def decode(self, blocks: BlockList, cell: int, token: int) -> Logits:
         """`run` for one token of one sequence, whose logits are wanted.
@@ -184,54 +177,26 @@ class Executor:
         """
         if self._loading is not None:
             self._finish_loading(self._loading)
-        if self.stream is None:
+        if self.streamed is None:
             self._team.run(program.address + first * CALL.size, last - first)
         else:
-            self._replay_streamed(self.stream, program, first, last)
+            self.streamed.run(program, first, last)
         self._weights.check_rows()
 
     def _finish_loading(self, loading: Loading) -> None:
         loading.finish(self._team)
         self._loading = None
 
-    def _replay_streamed(self, stream: Stream, program: BoundProgram, first: int, last: int) -> None:
-        """Layer by layer, so that a slow pass can be watched and interrupted."""
-        short = last <= program.first_head
-        stream.begin_pass(short=short)
-        try:
-            self._team.use_stream(stream.address, stream.pass_number)
-            bounds = [first, *(at for at in program.sections if first < at < last), last]
-            for i, (begin, end) in enumerate(pairwise(bounds), 1):
-                self._team.run(program.address + begin * CALL.size, end - begin)
-                stream.check()
-                if self.progress is not None:
-                    self.progress(i, len(bounds) - 1)
-            if short:
-                self._team.skip_tail()
-                stream.check()
-            self._files.check()
-        except BaseException:
-            stream.abandon_pass()
-            raise
-        stream.end_pass()
-        self.passes += 1
-
     def metrics(self) -> dict[str, float]:
-        """Seconds and tokens of what was done; with a stream, what it read and how long workers waited for it."""
-        found = dict(self.work)
-        if self.stream is not None:
-            read = self.stream.counters
-            running = self.work["prefill_seconds"] + self.work["decode_seconds"]
-            found["streamed_passes"] = self.passes
-            found["streamed_bytes"] = read["nbytes"]
-            found["stalled_seconds"] = read["stalled_seconds"] / self._team.n_workers
-            found["stalled_share"] = found["stalled_seconds"] / running if running else 0.0
-        return found
+        """Seconds and tokens of what was done; where weights are streamed, what was read and how long it was waited for."""
+        if self.streamed is None:
+            return dict(self.work)
+        return self.work | self.streamed.metrics(self.work["prefill_seconds"] + self.work["decode_seconds"])
 
     def close(self) -> None:
         """End the threads that read weights."""
-        if self.stream is not None:
-            self.stream.close()
+        if self.streamed is not None:
+            self.streamed.source.close()
 
     def _logits_view(self, n: int) -> Logits:
         model = self.plan.model

@@ -28,8 +28,8 @@ _NBYTES_PER_TOKEN = 300
 _NBYTES_PER_CHUNK = 1024
 """Of the tables that describe a streamed chunk."""
 
-_STREAMED_OUTPUTS = 8
-"""Rows of logits there is room for where weights stream: enough to verify a draft."""
+_OUTPUTS, _STREAMED_OUTPUTS = 128, 8
+"""Most rows of logits of one step; where weights stream there is less room, but enough to verify a draft."""
 
 _SMALLEST_BATCH = 8
 """Tokens; a prompt takes a pass over the weights per batch."""
@@ -64,7 +64,7 @@ class Sizes:
     max_tokens
         Largest batch.
     max_outputs
-        Rows of logits of one step that the ledger has room for.
+        Most rows of logits of one step.
     budget
         Bytes that the whole process may take; None where everything fits what is available.
     residency
@@ -128,7 +128,7 @@ class Sizes:
             f"scratch, {threads}": self.scratch,
             "inputs": self.inputs_nbytes,
             "constants": self.constants,
-            "logits": self.logits * self.max_outputs,
+            "logits": self.logits * (self.max_outputs if self.residency.streams else self.parallel),
         }
         return {name: nbytes for name, nbytes in found.items() if nbytes}
 
@@ -219,7 +219,7 @@ class _Run:
             ctx_size=self.ctx_size,
             parallel=self.parallel,
             max_tokens=max_tokens,
-            max_outputs=min(max_tokens, _STREAMED_OUTPUTS) if streams else 1,
+            max_outputs=min(max_tokens, max(self.parallel, _STREAMED_OUTPUTS) if streams else _OUTPUTS),
             budget=budget,
             residency=residency,
             interpreter=interpreter_nbytes(plan),

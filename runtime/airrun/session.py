@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from airrun.engine import Engine
 
-_ALL_LOGITS_AT_ONCE = 128
-"""Tokens per step when every position's logits are wanted: bounds the logits buffer."""
-
 
 class Session:
     """State of one conversation of an engine.
@@ -83,7 +80,7 @@ class Session:
         return logits
 
     def _eval_pieces(self, ids: Sequence[int], all_logits: bool) -> npt.NDArray[np.float32]:
-        limit = _ALL_LOGITS_AT_ONCE if all_logits else self.engine.max_batch
+        limit = self.engine.max_outputs if all_logits else self.engine.max_batch
         pieces = [ids[i : i + limit] for i in range(0, len(ids), limit)]
         rows: list[npt.NDArray[np.float32]] = []
         for i, piece in enumerate(pieces):

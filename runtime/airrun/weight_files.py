@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -41,6 +42,7 @@ class WeightFiles:
             if hasattr(os, "posix_fadvise"):
                 # a row is a few kilobytes, and its neighbours are not wanted
                 os.posix_fadvise(self.descriptors[-1], 0, 0, os.POSIX_FADV_RANDOM)
+        self._finalizer = weakref.finalize(self, _close, self.descriptors, self._streams)
         self._states = [self._state(fd) for fd in self.descriptors]
         for file, path, state in zip(plan.files, paths, self._states, strict=True):
             if state[0] != file.nbytes:
@@ -56,7 +58,7 @@ class WeightFiles:
         """
         if mode in ("auto", "direct"):
             try:
-                self._streams = [self._open_direct(path) for path in self.paths]
+                self._streams += [self._open_direct(path) for path in self.paths]
                 return "direct"
             except OSError as error:
                 if mode == "direct":
@@ -64,7 +66,7 @@ class WeightFiles:
                         f"{error.filename}: this file system has no direct reads: {error.strerror}"
                     ) from None
             mode = "buffered"
-        self._streams = [self._open(path, os.O_RDONLY) for path in self.paths]
+        self._streams += [self._open(path, os.O_RDONLY) for path in self.paths]
         return mode
 
     @property
@@ -113,9 +115,8 @@ class WeightFiles:
                 raise WeightFileError(f"{path}: was changed while the model was running")
 
     def close(self) -> None:
-        for fd in (*self.descriptors, *self._streams):
-            os.close(fd)
-        self.descriptors, self._streams = [], []
+        """Close the files, which nothing may read any more; idempotent."""
+        self._finalizer()
 
     @staticmethod
     def _state(fd: int) -> tuple[int, int]:
@@ -141,3 +142,8 @@ class WeightFiles:
             error.filename = str(path)
             raise
         return fd
+
+
+def _close(*descriptors: list[int]) -> None:
+    for fd in (fd for some in descriptors for fd in some):
+        os.close(fd)

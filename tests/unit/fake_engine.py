@@ -108,6 +108,7 @@ class FakeEngine:
 
     loaded = SimpleNamespace(digest="fake")
     n_vocab = N_VOCAB
+    streams = False
 
     def __init__(self, next_token: NextToken, n_ctx: int = 4096, **tokenizer: Any) -> None:
         self.next_token = next_token

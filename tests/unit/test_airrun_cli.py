@@ -84,7 +84,7 @@ def test_stdout_is_the_generated_text_and_nothing_else(airrun_command: Command, 
 def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -> None:
     run = airrun_command
     run(run.plan, "-p", "Hello")
-    unset = {"threads": None, "ctx_size": None, "ram": None, "load_mode": "auto"}
+    unset = {"threads": None, "ctx_size": None, "ram": None, "load_mode": "auto", "parallel": 1}
     assert run.opened == ("plan", run.plan, None, unset)
     run(run.plan, "-p", "Hello", "--model", "a", "--model", "b", "-t", "2", "-c", "99")
     assert run.opened == ("plan", run.plan, ["a", "b"], unset | {"threads": 2, "ctx_size": 99})
@@ -117,6 +117,7 @@ def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -
         (["--load-mode", "fast", "-p", "x"], "'fast' must be one of auto, direct, buffered, mmap"),
         (["-p", "x", "-f", "y"], "not both"),
         (["-p", "x", "-sys", "y"], "needs --chat"),
+        (["-p", "x", "-np", "2", "--chat"], "goes with neither --chat nor --session"),
         (["-p"], "expected one argument"),
         (["-p", "x", "--temp", "warm"], "'warm' is not a valid number"),
         (["-p", "x", "-n", "-5"], "must be -1 or more"),
@@ -160,6 +161,7 @@ GIVEN = {
     "predict": (["--n-predict", "5"], "5", 5),
     "ctx_size": (["-c", "7"], "7", 7),
     "threads": (["-t", "2"], "2", 2),
+    "parallel": (["-np", "3"], "3", 3),
     "ram": (["--ram", "1MiB"], "1 MiB", 1 << 20),
     "load_mode": (["--load-mode", "mmap"], "mmap", "mmap"),
     "seed": (["-s", "9"], "9", 9),

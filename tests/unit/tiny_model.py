@@ -17,21 +17,21 @@ from airrun.machine import detect
 from airrun.probe import host_profile_path
 from airrun.profile import Disk, Profile, Tier, Tiers
 
-N_LAYERS, N_EMBD, N_FF, N_HEADS, N_KV_HEADS, HEAD_DIM, N_CTX = 2, 64, 96, 4, 2, 16, 256
+N_LAYERS, N_EMBD, N_FF, HEAD_DIM, N_CTX = 2, 64, 96, 16, 256
 PACKAGES = (aircompile, airkernels, airrun, airschedules)
 
 
-def write_tiny(path: Path, seed: int = 0) -> Path:
+def write_tiny(path: Path, seed: int = 0, n_layers: int = N_LAYERS, n_embd: int = N_EMBD, n_ff: int = N_FF) -> Path:
     """A GGUF with Q8_0 matrices of seeded random weights and a byte vocabulary."""
-    rng = np.random.default_rng(seed)
+    rng, n_heads = np.random.default_rng(seed), n_embd // HEAD_DIM
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("Tiny")
     writer.add_context_length(N_CTX)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYERS)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEADS)
-    writer.add_head_count_kv(N_KV_HEADS)
+    writer.add_embedding_length(n_embd)
+    writer.add_block_count(n_layers)
+    writer.add_feed_forward_length(n_ff)
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(n_heads // 2)
     writer.add_layer_norm_rms_eps(1e-5)
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b"]
     writer.add_vocab_size(len(words))
@@ -41,19 +41,19 @@ def write_tiny(path: Path, seed: int = 0) -> Path:
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(words) - 259))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    shapes = {"token_embd": (len(words), N_EMBD), "output": (len(words), N_EMBD)}
-    for i in range(N_LAYERS):
-        width = N_HEADS * HEAD_DIM
-        shapes |= {f"blk.{i}.attn_q": (width, N_EMBD), f"blk.{i}.attn_output": (N_EMBD, width)}
-        shapes |= {f"blk.{i}.attn_{name}": (N_KV_HEADS * HEAD_DIM, N_EMBD) for name in "kv"}
-        shapes |= {f"blk.{i}.ffn_{name}": (N_FF, N_EMBD) for name in ("gate", "up")}
-        shapes |= {f"blk.{i}.ffn_down": (N_EMBD, N_FF)}
+    shapes = {"token_embd": (len(words), n_embd), "output": (len(words), n_embd)}
+    for i in range(n_layers):
+        width = n_heads * HEAD_DIM
+        shapes |= {f"blk.{i}.attn_q": (width, n_embd), f"blk.{i}.attn_output": (n_embd, width)}
+        shapes |= {f"blk.{i}.attn_{name}": (n_heads // 2 * HEAD_DIM, n_embd) for name in "kv"}
+        shapes |= {f"blk.{i}.ffn_{name}": (n_ff, n_embd) for name in ("gate", "up")}
+        shapes |= {f"blk.{i}.ffn_down": (n_embd, n_ff)}
     for name, shape in shapes.items():
         data = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5
         kind = gguf.GGMLQuantizationType.Q8_0
         writer.add_tensor(f"{name}.weight", gguf.quantize(data, kind), raw_dtype=kind)
-    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(N_LAYERS) for part in ("attn", "ffn"))):
-        writer.add_tensor(f"{name}.weight", np.ones(N_EMBD, np.float32))
+    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(n_layers) for part in ("attn", "ffn"))):
+        writer.add_tensor(f"{name}.weight", np.ones(n_embd, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -48,11 +48,11 @@ static int32_t read_fully(air_read read, int32_t file, char *to, int64_t nbytes,
     while (got < needed) {
         int64_t n = read(file, to + got, (uint64_t)(nbytes - got), offset + got);
         if (n == -ERRNO_INTR) continue;
+        /* a file that ends within a page was read up to its end, and past the page cache there is no going on there */
+        if (n == 0 || (n == -ERRNO_INVAL && got % PAGE)) return AIR_TRUNCATED;
         if (n < 0) return (int32_t)-n;
-        if (n == 0) return AIR_TRUNCATED;
-        got += n;
-        /* reads past the page cache go on at a page only */
-        if (got < needed) got -= got % PAGE;
+        /* reads past the page cache go on at a page only; where that would be no progress, they go on where they are */
+        got = n >= PAGE && got + n < needed ? (got + n) / PAGE * PAGE : got + n;
     }
     return 0;
 }
