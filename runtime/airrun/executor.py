@@ -188,7 +188,7 @@ class Executor:
         self._loading = None
 
     def metrics(self) -> dict[str, float]:
-        """Seconds and tokens of what was done; where weights are streamed, what was read and how long it was waited for."""
+        """Seconds and tokens of what was done, and what was read of streamed weights."""
         if self.streamed is None:
             return dict(self.work)
         return self.work | self.streamed.metrics(self.work["prefill_seconds"] + self.work["decode_seconds"])

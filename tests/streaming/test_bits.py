@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import IDS, Open
+from streamed_model import IDS, Open
 
 from airrun.batch import Batch
 from airrun.engine import Engine

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import IDS, FaultyDisk, Open, budget, rechunked
+from streamed_model import IDS, FaultyDisk, Open, budget, rechunked
 
 from airrun import stream, weight_files
 from airrun.engine import Engine
