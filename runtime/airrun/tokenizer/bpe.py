@@ -6,41 +6,24 @@ table and remembered, so opening takes milliseconds where a dictionary of all me
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from airrun.tokenizer.byte_alphabet import CHAR_OF_BYTE, spell, unspell
-from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
-from airrun.tokenizer.merging import cut_where_nothing_joins, merge_symbols, pair_keys
+from airrun.tokenizer.memo import Memo, Words
+from airrun.tokenizer.merging import cut_where_nothing_joins, pair_keys
+from airrun.tokenizer.pairs import TablePairs, unknown_char, unknown_symbol
 from airrun.tokenizer.pretokenizers import find_pre_tokenizer
-from airrun.tokenizer.spec import MergeTable, TokenizerSpec, TokenType
+from airrun.tokenizer.spec import TokenizerSpec, TokenType
 from airrun.tokenizer.strings import SPACE_MARK, spaces_for_marks
 
 if TYPE_CHECKING:
     from airrun.tokenizer.merging import Keys
 
-# A character without a symbol of its own takes its code point above this: no merge knows it.
-_UNKNOWN = 1 << 31
-
-
-class _Pairs(Memo[int, tuple[int, int] | None]):
-    """(left << 32 | right) -> (rank, result) or None, from the sorted table."""
-
-    def __init__(self, table: MergeTable) -> None:
-        super().__init__(self._find)
-        self._keys = array("Q", pair_keys(table.left, table.right).tobytes())
-        self._ranks = table.rank
-        self._results = table.result
-
-    def _find(self, key: int) -> tuple[int, int] | None:
-        at = bisect_left(self._keys, key)
-        if at < len(self._keys) and self._keys[at] == key:
-            return int(self._ranks[at]), int(self._results[at])
-        return None
+# Words beyond this are cut where no merge joins before they are merged.
+_LONG_WORD: Final = 48
 
 
 class BpeModel:
@@ -49,11 +32,12 @@ class BpeModel:
     def __init__(self, spec: TokenizerSpec) -> None:
         self._spec = spec
         self._pre = find_pre_tokenizer(spec.pre)
-        self._words = Memo(self._encode_word)
+        self._words = Words(self._encode_words)
+        self._pieces = Words(self._encode_pieces)
 
     @cached_property
-    def _pairs(self) -> _Pairs:
-        return _Pairs(self._spec.merges)
+    def _pairs(self) -> TablePairs:
+        return TablePairs(self._spec.merges)
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -65,10 +49,10 @@ class BpeModel:
         merges, n = self._spec.merges, self._spec.n_tokens
         if not self._pre.byte_level:
             index, extra = self._index, {text: n + i for i, text in enumerate(merges.extra)}
-            return Memo(lambda char: index[char] if char in index else extra.get(char, _UNKNOWN | ord(char)))
+            return Memo(lambda char: index[char] if char in index else extra.get(char, unknown_symbol(char)))
         none = n + len(merges.extra)
         spelled = zip(CHAR_OF_BYTE, merges.byte_symbols.tolist(), strict=True)
-        return {char: symbol if symbol < none else _UNKNOWN | ord(char) for char, symbol in spelled}
+        return {char: symbol if symbol < none else unknown_symbol(char) for char, symbol in spelled}
 
     @cached_property
     def _joinable(self) -> Keys:
@@ -83,40 +67,44 @@ class BpeModel:
         """Token ids of `text` (not empty), which is taken literally."""
         if self._pre.escape_spaces:
             text = text.replace(" ", SPACE_MARK)
-        out: list[int] = []
-        words = self._words
-        for word in self._pre.split(text):
-            out += words[word] if len(word) <= MAX_REMEMBERED_LENGTH else self._encode_word(word)
-        return out
+        return self._words.encode(self._pre.split(text))
 
-    def _encode_word(self, word: str) -> list[int]:
-        pre = self._pre
-        spelled = spell(word.encode("utf-8")) if pre.byte_level else word
-        if pre.whole_words or (pre.newline_words and not word.strip("\n")):
-            whole = self._index.get(spelled)
+    def _encode_words(self, words: list[str]) -> list[list[int]]:
+        spelled = [spell(word.encode("utf-8")) for word in words] if self._pre.byte_level else words
+        out: list[list[int]] = [[]] * len(words)
+        short: list[int] = []
+        for i, text in enumerate(spelled):
+            whole = self._whole_word(words[i], text)
             if whole is not None:
-                return [whole]
-        if len(spelled) <= MAX_REMEMBERED_LENGTH:
-            return self._merge(spelled)
-        out: list[int] = []
-        known = Memo(self._merge)
-        for piece in cut_where_nothing_joins(spelled, self._joinable):
-            out += known[piece]
+                out[i] = [whole]
+            elif len(text) <= _LONG_WORD:
+                short.append(i)
+            else:
+                out[i] = self._pieces.encode(cut_where_nothing_joins(text, self._joinable))
+        for i, ids in zip(short, self._encode_pieces([spelled[i] for i in short]), strict=True):
+            out[i] = ids
         return out
 
-    def _merge(self, spelled: str) -> list[int]:
-        symbols, pairs, n = self._symbols, self._pairs, self._spec.n_tokens
-        merged = merge_symbols([symbols[c] for c in spelled], lambda left, right: pairs[left << 32 | right])
-        if all(s < n for s in merged):
-            return merged
+    def _whole_word(self, word: str, spelled: str) -> int | None:
+        """The token that is the word, if the model takes such words whole."""
+        if self._pre.whole_words or (self._pre.newline_words and not word.strip("\n")):
+            return self._index.get(spelled)
+        return None
+
+    def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
+        symbols, n = self._symbols, self._spec.n_tokens
+        merged = self._pairs.merge([[symbols[c] for c in piece] for piece in pieces])
+        return [ids if not ids or max(ids) < n else self._with_bytes(ids) for ids in merged]
+
+    def _with_bytes(self, merged: list[int]) -> list[int]:
+        """Byte tokens for symbols that are no tokens."""
+        extra, n = self._spec.merges.extra, self._spec.n_tokens
         out: list[int] = []
         for symbol in merged:
             if symbol < n:
                 out.append(symbol)
             else:
-                out += self._by_bytes(
-                    chr(symbol ^ _UNKNOWN) if symbol >= _UNKNOWN else self._spec.merges.extra[symbol - n]
-                )
+                out += self._by_bytes(extra[symbol - n] if symbol < n + len(extra) else unknown_char(symbol))
         return out
 
     def _by_bytes(self, text: str) -> list[int]:

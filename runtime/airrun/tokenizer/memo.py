@@ -1,4 +1,4 @@
-"""A dictionary that fills itself and never outgrows its bound."""
+"""Dictionaries that fill themselves and never outgrow their bound."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _MAX_REMEMBERED: Final = 1 << 16
-
-# Words and pieces beyond this length hardly come again: they are not worth remembering.
-MAX_REMEMBERED_LENGTH: Final = 48
+# Words beyond this hardly come again.
+_MAX_WORD_LENGTH: Final = 48
 
 
 class Memo(dict[K, V]):
@@ -27,3 +26,32 @@ class Memo(dict[K, V]):
             self.clear()
         self[key] = value
         return value
+
+
+class Words:
+    """Token ids of words that do not depend on each other.
+
+    Parameters
+    ----------
+    encode : callable
+        Token ids of each of some distinct words.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], list[list[int]]]) -> None:
+        self._encode = encode
+        self._remembered: dict[str, list[int]] = {}
+
+    def encode(self, words: list[str]) -> list[int]:
+        """Token ids of all `words`, one after the other."""
+        known = {word: self._remembered.get(word) for word in words}
+        new = [word for word, ids in known.items() if ids is None]
+        if new:
+            found = dict(zip(new, self._encode(new), strict=True))
+            known.update(found)
+            if len(self._remembered) + len(found) > _MAX_REMEMBERED:
+                self._remembered.clear()
+            self._remembered.update((word, ids) for word, ids in found.items() if len(word) <= _MAX_WORD_LENGTH)
+        out: list[int] = []
+        for word in words:
+            out += known[word] or ()
+        return out

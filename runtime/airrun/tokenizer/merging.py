@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
+NO_MERGE: Final = (1 << 31) - 1
+"""Above all ranks."""
 _POSITION_BITS = 32
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 _STALE = -1
@@ -83,7 +85,7 @@ def merge_symbols(symbols: list[S], combine: Callable[[S, S], tuple[int, S] | No
     return out
 
 
-def pair_keys(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> Keys:
+def pair_keys(first: NDArray[Any], second: NDArray[Any]) -> Keys:
     """Pairs of code points or ids as single numbers, uint64 [n]."""
     return first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64)
 

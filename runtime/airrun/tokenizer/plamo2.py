@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from airrun.errors import ModelFileError
-from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
+from airrun.tokenizer.memo import Words
 from airrun.tokenizer.merging import cut_where_nothing_joins, inner_pairs
 from airrun.tokenizer.spec import TokenizerSpec, TokenType
 
@@ -31,7 +31,7 @@ class Plamo2Model:
     def __init__(self, spec: TokenizerSpec) -> None:
         self._spec = spec
         self._bytes = _byte_tokens(spec)
-        self._pieces = Memo(self._encode_piece)
+        self._pieces = Words(lambda pieces: [self._encode_piece(piece) for piece in pieces])
 
     @cached_property
     def _tokens(self) -> dict[str, tuple[int, int]]:
@@ -57,10 +57,7 @@ class Plamo2Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` (not empty), which is taken literally but for a byte order mark before it."""
-        out: list[int] = []
-        for piece in cut_where_nothing_joins(text.removeprefix(_BYTE_ORDER_MARK), self._joinable):
-            out += self._pieces[piece] if len(piece) <= MAX_REMEMBERED_LENGTH else self._encode_piece(piece)
-        return out
+        return self._pieces.encode(cut_where_nothing_joins(text.removeprefix(_BYTE_ORDER_MARK), self._joinable))
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Dynamic programming over the starts of tokens, last first; among equals the longest token."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.errors import UnsupportedError
-from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
-from airrun.tokenizer.merging import cut_where_nothing_joins, inner_pairs, merge_symbols
+from airrun.tokenizer.memo import Words
+from airrun.tokenizer.merging import cut_where_nothing_joins, inner_pairs
+from airrun.tokenizer.pairs import TextPairs, unknown_char, unknown_symbol
 from airrun.tokenizer.spec import TokenizerSpec, TokenType
 from airrun.tokenizer.strings import SPACE_MARK, spaces_for_marks
 
@@ -22,7 +23,7 @@ class SpmModel:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self._spec = spec
-        self._pieces = Memo(self._encode_piece)
+        self._pieces = Words(self._encode_pieces)
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -33,10 +34,10 @@ class SpmModel:
         return {text: i for i, text in enumerate(self._texts)}
 
     @cached_property
-    def _ranks(self) -> list[int]:
-        """Rank of each token by falling score; equal scores share a rank, so the leftmost pair goes first."""
+    def _pairs(self) -> TextPairs:
+        # by falling score; equal scores share a rank, so the leftmost pair goes first
         ranks: list[int] = np.unique(-self._spec.scores, return_inverse=True)[1].tolist()
-        return ranks
+        return TextPairs(self._texts, self._index, ranks)
 
     @cached_property
     def _joinable(self) -> Keys:
@@ -45,23 +46,18 @@ class SpmModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` (not empty), which is taken literally; spaces become U+2581."""
+        return self._pieces.encode(cut_where_nothing_joins(text.replace(" ", SPACE_MARK), self._joinable))
+
+    def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
+        index, n = self._index, self._spec.n_tokens
+        merged = self._pairs.merge([[index[c] if c in index else unknown_symbol(c) for c in piece] for piece in pieces])
+        return [ids if max(ids) < n else self._with_bytes(ids) for ids in merged]
+
+    def _with_bytes(self, merged: list[int]) -> list[int]:
+        """Byte tokens for characters that are no tokens."""
         out: list[int] = []
-        for piece in cut_where_nothing_joins(text.replace(" ", SPACE_MARK), self._joinable):
-            out += self._pieces[piece] if len(piece) <= MAX_REMEMBERED_LENGTH else self._encode_piece(piece)
-        return out
-
-    def _encode_piece(self, piece: str) -> list[int]:
-        index, ranks = self._index, self._ranks
-
-        def combine(left: str, right: str) -> tuple[int, str] | None:
-            joined = left + right
-            token = index.get(joined)
-            return None if token is None else (ranks[token], joined)
-
-        out: list[int] = []
-        for symbol in merge_symbols(list(piece), combine):
-            token = index.get(symbol)
-            out += [token] if token is not None else self._by_bytes(symbol)
+        for symbol in merged:
+            out += [symbol] if symbol < self._spec.n_tokens else self._by_bytes(unknown_char(symbol))
         return out
 
     def _by_bytes(self, char: str) -> list[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from airrun.errors import ModelFileError
 from airrun.tokenizer.charsmap import Charsmap
-from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
+from airrun.tokenizer.memo import Words
 from airrun.tokenizer.merging import cut_where_nothing_joins, inner_pairs
 from airrun.tokenizer.spec import TokenizerSpec, TokenType
 from airrun.tokenizer.strings import SPACE_MARK, spaces_for_marks, utf8_length
@@ -31,7 +32,7 @@ class UgmModel:
         self._spec = spec
         self._unknown = spec.unk_id
         self._charsmap = Charsmap(spec.charsmap)
-        self._pieces = Memo(self._encode_piece)
+        self._pieces = Words(lambda pieces: [self._encode_piece(piece) for piece in pieces])
 
     @cached_property
     def _tokens(self) -> dict[str, tuple[int, float]]:
@@ -60,15 +61,11 @@ class UgmModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` (not empty), which is taken literally."""
-        out: list[int] = []
+        normalized = self._mark_spaces(self._normalize(text))
+        ids = self._pieces.encode(cut_where_nothing_joins(normalized, self._joinable))
+        # neighbouring unknown characters are one unknown token
         unknown = self._unknown
-        for piece in cut_where_nothing_joins(self._mark_spaces(self._normalize(text)), self._joinable):
-            ids = self._pieces[piece] if len(piece) <= MAX_REMEMBERED_LENGTH else self._encode_piece(piece)
-            for token in ids:
-                # neighbouring unknown characters are one unknown token
-                if token != unknown or not out or out[-1] != unknown:
-                    out.append(token)
-        return out
+        return [token for before, token in pairwise([-1, *ids]) if token != unknown or before != unknown]
 
     def _normalize(self, text: str) -> str:
         """Apply the rules of the character map, at each character the longest."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Final
 
 from airrun.errors import ModelFileError
-from airrun.tokenizer.memo import MAX_REMEMBERED_LENGTH, Memo
+from airrun.tokenizer.memo import Memo, Words
 from airrun.tokenizer.spec import TokenizerSpec, TokenType
 from airrun.tokenizer.strings import SPACE_MARK, spaces_for_marks
 from airrun.tokenizer.unicode_classes import category, is_white_space
@@ -38,7 +38,7 @@ class WpmModel:
         self._spec = spec
         self._unknown = [spec.unk_id]
         self._cleaned = Memo(self._clean)
-        self._words = Memo(self._encode_word)
+        self._words = Words(lambda words: [self._encode_word(word) for word in words])
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -50,11 +50,7 @@ class WpmModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` (not empty), which is taken literally."""
-        out: list[int] = []
-        for word in text.translate(self._cleaned).split(" "):
-            if word:
-                out += self._words[word] if len(word) <= MAX_REMEMBERED_LENGTH else self._encode_word(word)
-        return out
+        return self._words.encode([word for word in text.translate(self._cleaned).split(" ") if word])
 
     def _clean(self, code: int) -> str:
         """What a character becomes; spaces separate words."""
