@@ -25,8 +25,13 @@ from airkernels.formats.base import WORD
 _CHAINS = 2
 """Partial sums per output: hides the latency of multiply-add."""
 
+_CACHE_LINE = 64
+
 Column = Callable[[Expr], Expr]
 """Builds the weights of one column for one vector of rows, float32."""
+
+Prefetch = Callable[[Expr], None]
+"""Asks for the weights some columns after this one."""
 
 
 def scratch_nbytes(fmt: AnyFormat, n_cols: int) -> int:
@@ -59,7 +64,7 @@ def matmul_float(
     layout = PanelLayout(fmt, shape.n_cols)
     lanes, n_cols = isa.lanes, shape.n_cols
 
-    def product(column: Column, k: Kernel, row: Expr, first_token: Expr, n: int) -> None:
+    def product(column: Column, prefetch: Prefetch | None, k: Kernel, row: Expr, first_token: Expr, n: int) -> None:
         x = Region(byte_offset(k.pointers[1], cast(first_token, "int64") * (4 * in_stride)), "float32")
         acc = local("float32", n * _CHAINS * lanes)
         for i in range(n * _CHAINS):
@@ -73,6 +78,8 @@ def matmul_float(
                 acc.store(slot, isa.fused_multiply_add(weights, value, acc.load(slot, lanes)))
 
         with loop(n_cols // _CHAINS) as i:
+            if n == 1 and prefetch is not None:
+                prefetch(i * _CHAINS)
             for chain in range(_CHAINS):
                 step(i * _CHAINS + chain, chain)
         for chain in range(n_cols % _CHAINS):
@@ -89,13 +96,16 @@ def matmul_float(
         with loop(k.end, k.begin) as index:
             panel = byte_offset(k.pointers[0], cast(index, "int64") * layout.nbytes)
             for first_row in range(0, PANEL, lanes):
+                prefetch = None
                 if isinstance(fmt, BlockFormat):
                     unpacked = UnpackedPanel(isa, fmt, n_cols, byte_offset(scratch, 4 * PANEL * n_cols), first_row)
                     _decode_panel(unpacked, fmt, PackedSource(isa, layout, Panel(panel), first_row), decoded)
                     column = partial(_decoded_column, decoded, first_row, lanes)
                 else:
                     column = partial(_plain_column, isa, fmt, panel, first_row)
-                for_each_tile(k.n_tokens, tile, partial(product, column, k, index * PANEL + first_row))
+                    if isa.prefetch and first_row == 0:
+                        prefetch = partial(_prefetch_columns, isa, fmt, panel)
+                for_each_tile(k.n_tokens, tile, partial(product, column, prefetch, k, index * PANEL + first_row))
 
     return define(name, body)
 
@@ -107,3 +117,10 @@ def _decoded_column(decoded: Region, first_row: int, lanes: int, at: Expr) -> Ex
 def _plain_column(isa: VectorIsa, fmt: AnyFormat, panel: Expr, first_row: int, at: Expr) -> Expr:
     assert isinstance(fmt, FloatFormat)
     return float_value(fmt, panel, at * PANEL + first_row, isa.lanes, isa)
+
+
+def _prefetch_columns(isa: VectorIsa, fmt: FloatFormat, panel: Expr, at: Expr) -> None:
+    """The lines of as many columns as a step of the product takes, `isa.prefetch` bytes ahead."""
+    raw, column = Region(panel, "uint8"), PANEL * fmt.nbytes
+    for line in range(0, _CHAINS * column, _CACHE_LINE):
+        raw.prefetch(at * column + line + isa.prefetch)

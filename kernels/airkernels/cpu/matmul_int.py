@@ -100,23 +100,26 @@ class _Group:
 
 
 class PackedSource:
-    """Groups decoded in registers, a span of blocks at a time."""
+    """Groups decoded in registers, a few blocks at a time."""
 
     def __init__(self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int) -> None:
         self.isa, self.layout, self.panel, self.first_row = isa, layout, panel, first_row
-        self.n_steps = layout.n_spans
+        self.n_steps = layout.n_blocks // layout.unrolled
 
     def groups(self, step: Expr) -> Iterator[_Group]:
         fmt = self.layout.fmt
         assert isinstance(fmt, BlockFormat)
         n_groups, n_words = fmt.block // fmt.group, fmt.group // WORD
-        for block in range(self.layout.span):
-            reader = PanelReader(self.isa, self.layout, self.panel, step, block, self.first_row)
+        span, unrolled = self.layout.span, self.layout.unrolled
+        for i in range(unrolled):
+            block = step * unrolled + i
+            at, within = (tirx.indexdiv(block, span), tirx.indexmod(block, span)) if unrolled < span else (step, i)
+            reader = PanelReader(self.isa, self.layout, self.panel, at, within, self.first_row)
             for g in range(n_groups):
                 scale = fmt.scale(reader, g)
                 minimum = fmt.minimum(reader, g) if fmt.has_minimum else None
                 words = [self._codes(reader, g * n_words + w) for w in range(n_words)]
-                yield _Group((step * self.layout.span + block) * n_groups + g, words, scale, minimum)
+                yield _Group(block * n_groups + g, words, scale, minimum)
 
     def _codes(self, reader: PanelReader, word: int) -> tuple[Expr, int]:
         """Codes where they lie, if the dot product can take the larger values without saturating."""

@@ -19,6 +19,9 @@ from airkernels.cpu.reader import VectorReader
 from airkernels.formats import AnyFormat, BlockFormat
 from airkernels.formats.base import WORD, Places, Table
 
+_LARGE_BLOCK = 256
+"""Elements of a block whose decoding is code enough for one step of a loop."""
+
 
 @dataclass(frozen=True)
 class PanelLayout:
@@ -46,34 +49,37 @@ class PanelLayout:
     def n_spans(self) -> int:
         return self.n_blocks // self.span
 
-    def place(self, name: str, span: Expr, block: int, index: int) -> Expr:
+    @property
+    def unrolled(self) -> int:
+        """Blocks that are decoded in one go: large ones singly, since the code of two takes long to compile."""
+        return self.span if self.fmt.block < _LARGE_BLOCK else 1
+
+    def place(self, name: str, span: Expr, block: Expr, index: int) -> Expr:
         """Where unit `index` of a field begins, for the first row, in block `block` of a span; counts units."""
         unit = self.fmt.field(name).unit
-        within = self._slots[name, block, index]
-        assert within % unit == 0
-        return span * (self.span * PANEL * self.fmt.nbytes // unit) + within // unit
+        first, stride = self._slots[name, index]
+        assert first % unit == 0 and stride % unit == 0
+        return span * (self.span * PANEL * self.fmt.nbytes // unit) + block * (stride // unit) + first // unit
 
     @cached_property
-    def _slots(self) -> dict[tuple[str, int, int], int]:
-        """Byte offset of every unit in a span: narrow ones first, which aligns the others to cache lines.
+    def _slots(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """Byte offset of every unit in the first block of a span, and from there to the next block's.
 
-        The others follow in the order in which kernels use them, so that memory is read in one forward sweep:
-        with fields apart, the hardware prefetcher lost the thread and reads fell to a third of the bandwidth.
+        Narrow units come first, which aligns the others to cache lines. The others follow block by block in the
+        order in which kernels use them, so that memory is read in one forward sweep: with fields apart, the hardware
+        prefetcher lost the thread and reads fell to a third of the bandwidth.
         """
         narrow = [f for f in self.fmt.fields if f.unit < 4]
         wide = [(f.name, i) for f in self.fmt.fields if f.unit == 4 for i in range(f.count)]
         used = _use_order(self.fmt) if isinstance(self.fmt, BlockFormat) else wide
         assert sorted(used) == sorted(wide)
-        slots: dict[tuple[str, int, int], int] = {}
+        slots: dict[tuple[str, int], tuple[int, int]] = {}
         at = 0
         for f in narrow:
-            for block in range(self.span):
-                slots[f.name, block, 0] = at
-                at += f.unit * PANEL
-        for block in range(self.span):
-            for name, i in used:
-                slots[name, block, i] = at
-                at += 4 * PANEL
+            slots[f.name, 0] = at, f.unit * PANEL
+            at += f.unit * PANEL * self.span
+        for i, unit in enumerate(used):
+            slots[unit] = at + 4 * PANEL * i, 4 * PANEL * len(used)
         return slots
 
 
@@ -139,7 +145,7 @@ class PanelReader(VectorReader):
     """
 
     def __init__(
-        self, isa: VectorIsa, layout: PanelLayout, panel: Panel, span: Expr, block: int, first_row: int
+        self, isa: VectorIsa, layout: PanelLayout, panel: Panel, span: Expr, block: Expr, first_row: int
     ) -> None:
         super().__init__(isa, isa.lanes)
         self.layout, self.panel, self.span, self.block = layout, panel, span, block
