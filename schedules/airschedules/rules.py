@@ -48,11 +48,12 @@ def decode_in_registers(task: MatmulTask, isa: VectorIsa) -> Decision | None:
 
 
 def unpacked_panels(task: MatmulTask, isa: VectorIsa) -> Decision | None:
-    """Many tokens: a tile holds one integer and one float accumulator a token and leaves half the registers.
+    """Many tokens: a tile holds one integer and one float accumulator a token and leaves the rest of the registers.
 
     One or two tokens do not repay the detour through scratch.
     """
-    return Decision(MatmulSchedule(tile=isa.registers // 4, unpack_from=3), "many tokens share an unpacked panel")
+    tile = 10 if isa.registers >= 32 else isa.registers // 4
+    return Decision(MatmulSchedule(tile, unpack_from=3), "many tokens share an unpacked panel")
 
 
 MATMUL_RULES: list[Rule] = [tuned, float_activations, decode_in_registers, unpacked_panels]

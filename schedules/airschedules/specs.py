@@ -17,7 +17,7 @@ from airkernels.cpu.attention import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
 from airkernels.cpu.elementwise import RowShape
 from airkernels.cpu.isa import VectorIsa
-from airkernels.cpu.matmul_int import MatmulShape, UnpackedPanel
+from airkernels.cpu.matmul_int import MatmulShape
 from airkernels.cpu.norms import NormShape
 from airkernels.cpu.rope import RopeShape
 from airkernels.formats import FORMATS, BlockFormat
@@ -108,7 +108,7 @@ class MatmulSpec(KernelSpec):
             return matmul_float.scratch_nbytes(fmt, self.matrix.n_cols)
         assert isinstance(fmt, BlockFormat)
         unpacks = schedule_matmul(self.task, isa).schedule.unpack_from > 0
-        return UnpackedPanel.nbytes(fmt, self.matrix.n_cols) if unpacks else 0
+        return matmul_int.scratch_nbytes(fmt, self.matrix.n_cols) if unpacks else 0
 
     def schedule(self, isa: VectorIsa) -> tuple[str, str]:
         decision = schedule_matmul(self.task, isa)

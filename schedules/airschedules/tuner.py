@@ -20,7 +20,7 @@ import numpy as np
 from airkernels.cpu.activations import quantize_rows
 from airkernels.cpu.build import compile_kernels
 from airkernels.cpu.isa import PANEL, VectorIsa
-from airkernels.cpu.matmul_int import MatmulSchedule, MatmulShape, UnpackedPanel, matmul_int
+from airkernels.cpu.matmul_int import MatmulSchedule, MatmulShape, matmul_int, scratch_nbytes
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS, BlockFormat
 from airrun.memory import Region
@@ -146,7 +146,7 @@ class _Data:
         self.x = Region(rows.nbytes)
         self.x.bytes[: rows.nbytes] = rows.reshape(-1)
         self.out = Region(4 * n_tokens * shape.out_stride)
-        self.scratch = Region(UnpackedPanel.nbytes(fmt, task.n_cols))
+        self.scratch = Region(scratch_nbytes(fmt, task.n_cols))
         self.n_tokens = n_tokens
         self.n_operations = 2.0 * shape.n_rows * task.n_cols * n_tokens * self.copies
 

@@ -25,7 +25,7 @@ from kernel_harness import (
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.matmul_float import matmul_float
 from airkernels.cpu.matmul_float import scratch_nbytes as float_scratch_nbytes
-from airkernels.cpu.matmul_int import MatmulSchedule, MatmulShape, UnpackedPanel, matmul_int
+from airkernels.cpu.matmul_int import MatmulSchedule, MatmulShape, matmul_int, scratch_nbytes
 from airkernels.cpu.pack import pack
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS, BlockFormat
@@ -34,8 +34,8 @@ pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processo
 
 FLOATS = ["F32", "F16", "BF16"]
 INTEGERS = [name for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)]
-N_ROWS, N_TOKENS = 70, 17
-STRIDE = 83  # more than the five panels need, and odd, so that rows of output lie at any alignment
+N_ROWS, N_TOKENS = 150, 17
+STRIDE = 163  # more than the ten panels need, and odd, so that rows of output lie at any alignment
 ROW_COUNTS = (1, 15, 16, 17)
 N_COLS = {name: 75 if name in FLOATS else {32: 96, 64: 192, 128: 256, 256: 512}[f.block] for name, f in FORMATS.items()}
 N_COLS |= {"Q4_1": 160, "Q6_K": 768}
@@ -104,7 +104,7 @@ class Product:
         self.scratch_nbytes = 64
         if quantized:
             assert isinstance(fmt, BlockFormat)
-            self.scratch_nbytes = UnpackedPanel.nbytes(fmt, n_cols)
+            self.scratch_nbytes = scratch_nbytes(fmt, n_cols)
             for symbol, shape, schedule in (
                 ("one", added, MatmulSchedule(1)),
                 ("tiled", added, MatmulSchedule(4, 3 if name in ALL_LEVELS else 2)),
@@ -277,7 +277,7 @@ def test_every_schedule_gives_the_same_bits(level: str, name: str, tmp_path: Any
         first = None
         for i, schedule in enumerate(schedules):
             out = Memory(4 * n * STRIDE)
-            scratch = Memory(UnpackedPanel.nbytes(fmt, n_cols))
+            scratch = Memory(scratch_nbytes(fmt, n_cols))
             kernels(f"s{i}", panels, Memory(rows), out, *[None] * 4, scratch, n=n, end=n_panels(N_ROWS))
             got = out.view(np.uint32, n, STRIDE)[:, :N_ROWS].copy()
             first = got if first is None else first

@@ -42,6 +42,10 @@ from airkernels.cpu.program import (
 from airkernels.formats import BlockFormat
 from airkernels.formats.base import WORD
 
+_MOST_PANELS = 4
+_UNPACKED_NBYTES = 512 << 10
+"""Bounds of what is unpacked at once, see `panels_at_once`."""
+
 
 @dataclass(frozen=True)
 class MatmulSchedule:
@@ -279,34 +283,66 @@ def matmul_int(
 ) -> tirx.PrimFunc:
     """Build the product kernel of one shape under one schedule."""
     layout = PanelLayout(fmt, shape.n_cols)
-    scratch_nbytes = UnpackedPanel.nbytes(fmt, shape.n_cols)
 
     def body(k: Kernel) -> None:
         tile = _Tile(isa, fmt, shape, k)
-        scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes) if schedule.unpack_from else None
+        first_rows = range(0, PANEL, isa.lanes)
 
-        def panels(size: int, scratch: Expr | None) -> None:
+        def packed(index: Expr, first_row: int) -> PackedSource:
+            return PackedSource(isa, layout, Panel.at(k.pointers[0], layout, index), first_row)
+
+        def decode_in_registers(size: int) -> None:
             with loop(k.end, k.begin) as index:
-                panel = Panel.at(k.pointers[0], layout, index)
-                for first_row in range(0, PANEL, isa.lanes):
-                    source: PackedSource | UnpackedPanel = PackedSource(isa, layout, panel, first_row)
-                    if scratch is not None:
-                        unpacked = UnpackedPanel(isa, fmt, shape.n_cols, scratch, first_row)
-                        unpacked.fill(PackedSource(isa, layout, panel, first_row))
-                        source = unpacked
-                    row = index * PANEL + first_row
-                    for_each_tile(k.n_tokens, size, partial(tile.emit, source, row))
+                for first_row in first_rows:
+                    source = packed(index, first_row)
+                    for_each_tile(k.n_tokens, size, partial(tile.emit, source, index * PANEL + first_row))
 
-        if scratch is None:
-            panels(schedule.tile, None)
-        else:
-            if schedule.unpack_from > 1:
-                with when(k.n_tokens < schedule.unpack_from):
-                    panels(min(schedule.tile, _largest_power(schedule.unpack_from - 1)), None)
-            with when(k.n_tokens >= schedule.unpack_from):
-                panels(schedule.tile, scratch)
+        def unpack() -> None:
+            scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes(fmt, shape.n_cols))
+            at_once = panels_at_once(fmt, shape.n_cols)
+
+            def unpacked(panel: Expr, first_row: int) -> UnpackedPanel:
+                base = byte_offset(scratch, panel * UnpackedPanel.nbytes(fmt, shape.n_cols))
+                return UnpackedPanel(isa, fmt, shape.n_cols, base, first_row)
+
+            with loop(tirx.indexdiv(k.end - k.begin + at_once - 1, at_once)) as some:
+                first = let(k.begin + some * at_once)
+                n_panels = let(tirx.min(k.end - first, at_once))
+                with loop(n_panels) as panel:
+                    for first_row in first_rows:
+                        unpacked(panel, first_row).fill(packed(first + panel, first_row))
+
+                def emit(token: Expr, n: int) -> None:
+                    with loop(n_panels) as panel:
+                        for first_row in first_rows:
+                            row = (first + panel) * PANEL + first_row
+                            tile.emit(unpacked(panel, first_row), row, token, n)
+
+                for_each_tile(k.n_tokens, schedule.tile, emit)
+
+        if not schedule.unpack_from:
+            decode_in_registers(schedule.tile)
+            return
+        if schedule.unpack_from > 1:
+            with when(k.n_tokens < schedule.unpack_from):
+                decode_in_registers(min(schedule.tile, _largest_power(schedule.unpack_from - 1)))
+        with when(k.n_tokens >= schedule.unpack_from):
+            unpack()
 
     return define(name, body)
+
+
+def panels_at_once(fmt: BlockFormat, n_cols: int) -> int:
+    """How many panels are unpacked together: a tile's activations are then read once for all of them.
+
+    They are read again for every tile, so together they should stay in the second-level cache.
+    """
+    return max(1, min(_MOST_PANELS, _UNPACKED_NBYTES // UnpackedPanel.nbytes(fmt, n_cols)))
+
+
+def scratch_nbytes(fmt: BlockFormat, n_cols: int) -> int:
+    """Scratch bytes of a worker that unpacks."""
+    return panels_at_once(fmt, n_cols) * UnpackedPanel.nbytes(fmt, n_cols)
 
 
 def _largest_power(n: int) -> int:
