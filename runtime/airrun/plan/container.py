@@ -58,6 +58,15 @@ class LoadedPlan:
         return self._data[place.offset : place.offset + place.nbytes]
 
 
+DEVICE_SEGMENT = "gpu"
+"""The segment that holds the GPU's part of a plan (`airrun.plan.device`)."""
+
+
+def has_device_plan(plan: Plan) -> bool:
+    """Whether a plan has a part for GPUs."""
+    return any(segment.name == DEVICE_SEGMENT for segment in plan.segments)
+
+
 def encode_plan(plan: Plan, segments: Sequence[bytes]) -> bytes:
     """The bytes of a plan file.
 

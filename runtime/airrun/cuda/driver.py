@@ -1,0 +1,268 @@
+"""The CUDA driver, as far as replay needs it: one device, one context, one stream; every call checked."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airrun.errors import AirError, UsageError
+
+_NO_OPTIONS = 0
+
+
+class CudaError(AirError):
+    """The driver refused a call, or there is none."""
+
+
+def available() -> str | None:
+    """Why no GPU can be used here, in a few words; None if one can."""
+    try:
+        _driver()
+    except CudaError as error:
+        return str(error)
+    return None
+
+
+def _driver() -> Any:
+    """The module of the driver's functions, initialized."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        raise CudaError('cuda-bindings is not installed: pip install "aircompile[cuda]"') from None
+    try:
+        (status,) = driver.cuInit(0)
+    except Exception as error:  # cuda-bindings looks for the driver's library at the first call, and has its own errors
+        raise CudaError(f"no NVIDIA driver: {str(error).splitlines()[0]}") from None
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise CudaError(f"no usable NVIDIA GPU: {status.name}")
+    return driver
+
+
+@dataclass(frozen=True)
+class Function:
+    """An entry point on the device. `pdl`: it waits itself for the kernel before it, and may start early."""
+
+    handle: Any
+    name: str
+    threads: int
+    shared_nbytes: int
+    pdl: bool
+
+
+class Arguments:
+    """Packed kernel arguments: 64-bit addresses, then 32-bit integers, then two null scratch pointers.
+
+    `integers` can be changed afterwards; a launch takes what is there when it is made.
+    """
+
+    def __init__(self, pointers: Sequence[int], integers: Sequence[int] = ()) -> None:
+        self.integers = (ctypes.c_int32 * max(len(integers), 1))(*integers)
+        self.pointers = (ctypes.c_uint64 * (len(pointers) + 2))(*pointers, 0, 0)
+        places = [ctypes.addressof(self.pointers) + 8 * i for i in range(len(pointers) + 2)]
+        middle = [ctypes.addressof(self.integers) + 4 * i for i in range(len(integers))]
+        listed = [*places[: len(pointers)], *middle, *places[len(pointers) :]]
+        self._list = (ctypes.c_void_p * len(listed))(*listed)
+        self.address = ctypes.addressof(self._list)
+
+
+class Device:
+    """A GPU, its primary context made current, and a stream.
+
+    Attributes
+    ----------
+    name, arch
+        What the driver calls it, and the architecture as in ``sm_90``.
+    multiprocessors
+        How many it has.
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._d = d = _driver()
+        count = self._call(d.cuDeviceGetCount)
+        if not 0 <= ordinal < count:
+            raise UsageError(f"GPU {ordinal}: this machine has {count}")
+        self._device = self._call(d.cuDeviceGet, ordinal)
+        self.name = self._call(d.cuDeviceGetName, 256, self._device).split(b"\0")[0].decode()
+        attribute = d.CUdevice_attribute
+
+        def number(name: str) -> int:
+            return int(
+                self._call(d.cuDeviceGetAttribute, getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), self._device)
+            )
+
+        self.arch = f"sm_{number('COMPUTE_CAPABILITY_MAJOR')}{number('COMPUTE_CAPABILITY_MINOR')}"
+        self.multiprocessors = number("MULTIPROCESSOR_COUNT")
+        self._context = self._call(d.cuDevicePrimaryCtxRetain, self._device)
+        self._call(d.cuCtxSetCurrent, self._context)
+        self.stream = self._call(d.cuStreamCreate, d.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        self._modules: list[Any] = []
+        self._memory: dict[int, int] = {}
+        self._pinned: list[int] = []
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = function(*arguments)
+        status = result[0]
+        if status != self._d.CUresult.CUDA_SUCCESS:
+            raise CudaError(f"CUDA: {function.__name__} failed: {status.name.removeprefix('CUDA_ERROR_').lower()}")
+        return result[1] if len(result) == 2 else result[1:]
+
+    def use(self) -> None:
+        """Make the context current in the calling thread."""
+        self._call(self._d.cuCtxSetCurrent, self._context)
+
+    # memory
+
+    def free_memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes in all."""
+        free, total = self._call(self._d.cuMemGetInfo)
+        return int(free), int(total)
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of new device memory."""
+        address = int(self._call(self._d.cuMemAlloc, max(nbytes, 1)))
+        self._memory[address] = nbytes
+        return address
+
+    def allocate_pinned(self, nbytes: int) -> Any:
+        """Host memory that the device can reach: a ctypes array of bytes, at the same address on both sides."""
+        mapped = 0x02
+        address = int(self._call(self._d.cuMemHostAlloc, nbytes, mapped))
+        self._pinned.append(address)
+        return (ctypes.c_char * nbytes).from_address(address)
+
+    def free(self, address: int) -> None:
+        """Give device memory back, once the stream has passed."""
+        self.synchronize()
+        self._call(self._d.cuMemFree, address)
+        del self._memory[address]
+
+    def free_pinned(self, memory: Any) -> None:
+        """Give pinned memory back, once the stream has passed."""
+        self.synchronize()
+        address = ctypes.addressof(memory)
+        self._call(self._d.cuMemFreeHost, address)
+        self._pinned.remove(address)
+
+    def upload(self, target: int, source: Any, nbytes: int) -> None:
+        """Copy from host memory (an address), in stream order; pageable memory may be reused at once."""
+        self._call(self._d.cuMemcpyHtoDAsync, target, source, nbytes, self.stream)
+
+    def download(self, target: Any, source: int, nbytes: int) -> None:
+        """Copy to host memory (an address), in stream order."""
+        self._call(self._d.cuMemcpyDtoHAsync, target, source, nbytes, self.stream)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy within the device, in stream order."""
+        self._call(self._d.cuMemcpyDtoDAsync, target, source, nbytes, self.stream)
+
+    def clear(self, target: int, nbytes: int) -> None:
+        """Fill with zeros, in stream order."""
+        self._call(self._d.cuMemsetD8Async, target, 0, nbytes, self.stream)
+
+    # code
+
+    def load(self, image: bytes | memoryview) -> Any:
+        """Load a cubin."""
+        module = self._call(self._d.cuModuleLoadData, bytes(image))
+        self._modules.append(module)
+        return module
+
+    def function(self, module: Any, entry: str, threads: int, shared_nbytes: int, pdl: bool) -> Function:
+        """An entry point of a loaded module."""
+        d = self._d
+        handle = self._call(d.cuModuleGetFunction, module, entry.encode())
+        if shared_nbytes > 48 << 10:
+            largest = d.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call(d.cuFuncSetAttribute, handle, largest, shared_nbytes)
+        return Function(handle, entry, threads, shared_nbytes, pdl)
+
+    def launch(self, function: Function, grid: Sequence[int], arguments: Arguments) -> None:
+        """Start a kernel in stream order."""
+        d = self._d
+        config = d.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
+        config.blockDimX, config.blockDimY, config.blockDimZ = function.threads, 1, 1
+        config.sharedMemBytes, config.hStream = function.shared_nbytes, self.stream
+        if function.pdl:
+            attribute = d.CUlaunchAttribute()
+            attribute.id = d.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [attribute], 1
+        else:
+            config.numAttrs = 0
+        self._call(d.cuLaunchKernelEx, config, function.handle, arguments.address, 0)
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._call(self._d.cuStreamSynchronize, self.stream)
+
+    # graphs
+
+    def capture(self, record: Callable[[], None]) -> Graph:
+        """Record what `record` does in the stream, without doing it."""
+        d = self._d
+        self._call(d.cuStreamBeginCapture, self.stream, d.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            record()
+        except BaseException:
+            d.cuStreamEndCapture(self.stream)
+            raise
+        graph = self._call(d.cuStreamEndCapture, self.stream)
+        executable = self._call(d.cuGraphInstantiate, graph, _NO_OPTIONS)
+        self._call(d.cuGraphDestroy, graph)
+        self._call(d.cuGraphUpload, executable, self.stream)
+        return Graph(self, executable)
+
+    # time
+
+    def event(self) -> Any:
+        """A new event."""
+        return self._call(self._d.cuEventCreate, 0)
+
+    def record(self, event: Any) -> None:
+        """Mark this place of the stream."""
+        self._call(self._d.cuEventRecord, event, self.stream)
+
+    def wait(self, event: Any) -> None:
+        """Return when the device has passed an event."""
+        self._call(self._d.cuEventSynchronize, event)
+
+    def milliseconds(self, first: Any, last: Any) -> float:
+        """Time between two events."""
+        return float(self._call(self._d.cuEventElapsedTime, first, last))
+
+    def close(self, *, zero: bool = False) -> None:
+        """Free everything, filling device memory with zeros first if `zero`. Idempotent."""
+        if self._context is None:
+            return
+        self.use()
+        d = self._d
+        self.synchronize()
+        for address, nbytes in self._memory.items():
+            if zero:
+                d.cuMemsetD8(address, 0, nbytes)
+            d.cuMemFree(address)
+        for address in self._pinned:
+            d.cuMemFreeHost(address)
+        for module in self._modules:
+            d.cuModuleUnload(module)
+        self._memory, self._pinned, self._modules, self._context = {}, [], [], None
+        d.cuStreamDestroy(self.stream)
+        d.cuDevicePrimaryCtxRelease(self._device)
+
+
+class Graph:
+    """Recorded work, started by one call."""
+
+    def __init__(self, device: Device, executable: Any) -> None:
+        self._device, self._executable = device, executable
+
+    def launch(self) -> None:
+        """Start it in stream order."""
+        d = self._device
+        d._call(d._d.cuGraphLaunch, self._executable, d.stream)
+
+
+__all__ = ["Arguments", "CudaError", "Device", "Function", "Graph", "available"]

@@ -1,0 +1,163 @@
+"""The part of a plan that runs on a GPU: kernels for one or several architectures, and programs that launch them.
+
+It is a segment of its own, named `DEVICE_SEGMENT`, in the form of the plan's index (`airrun.plan.codec`), so that a run
+on the processor never decodes it; the machine code is in further segments, one per architecture. Tensors, the cache's
+geometry, rotary frequencies, constants and the tokenizer are those of the plan around it.
+"""
+
+from __future__ import annotations
+
+from airrun.plan.codec import Codec
+from airrun.plan.container import DEVICE_SEGMENT, LoadedPlan, has_device_plan
+from airrun.plan.schema import Buffer, Kernel, Operand
+from airrun.records import record
+
+DEVICE_FORMAT_VERSION = 1
+
+BACKENDS = ("cuda", "hip")
+
+DEVICE_SPACES = ("none", "weight", "halves", "tensor", "buffer", "input", "kv", "logits", "scratch")
+"""Spaces of operands: 'weight' is a matrix on the device and 'halves' its two-byte planes; 'tensor' a vector, uploaded
+as it stands in its file; the others are those of `airrun.plan.schema.Operand`."""
+
+DEVICE_INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope_rows", "rope", "block_table", "chosen")
+"""What the host fills before a program runs, int32 unless said otherwise. As `airrun.plan.schema.INPUTS`, but: rope
+is float32 [rows, 2, dim/2], cosines and sines by position; rope_rows [n] says which row a token takes; chosen
+[CHOSEN_RING] are the tokens that the greedy steps chose, by cell, in memory that the host can read."""
+
+CHOSEN_RING = 64
+
+AXES = 3
+
+COUNTS = ("fixed", "tokens", "outputs")
+
+
+@record
+class Extent:
+    """What the programs of a kernel divide between them along one axis of the grid: `n` times the number of tokens or
+    outputs, or just `n`. Extents of one axis multiply."""
+
+    axis: int
+    count: str
+    n: int
+
+
+@record
+class Launch:
+    """A kernel call. Extent i is covered by tiles of the kernel's `Binary.tiles[i]`.
+
+    `integers`: further arguments, 'tokens' or 'outputs'. `phase` is one of the plan's.
+    """
+
+    kernel: int
+    layer: int
+    phase: str
+    label: str
+    extents: tuple[Extent, ...]
+    operands: tuple[Operand, ...]
+    integers: tuple[str, ...]
+
+
+@record
+class DeviceProgram:
+    """Launches for batches of up to `max_tokens` tokens of one sequence. `hidden` is the buffer that embeddings are
+    written to."""
+
+    name: str
+    max_tokens: int
+    hidden: int
+    steps: tuple[Launch, ...]
+
+
+@record
+class Binary:
+    """Machine code of a kernel: an ELF image in the segment of its library, and how it is launched.
+
+    `pdl`: it may start before the kernel in front of it has ended (programmatic dependent launch).
+    """
+
+    entry: str
+    offset: int
+    nbytes: int
+    threads: int
+    shared_nbytes: int
+    pdl: bool
+    tiles: tuple[int, ...]
+    schedule: str
+    reason: str
+
+
+@record
+class DeviceLibrary:
+    """Kernels for one architecture (``sm_90``, ``gfx942``): a binary per kernel, in the order of the kernels.
+
+    `checked`: whether kernels of this kind of architecture were ever run, or only compiled.
+    """
+
+    backend: str
+    arch: str
+    segment: int
+    checked: bool
+    binaries: tuple[Binary, ...]
+
+
+@record
+class DeviceWeight:
+    """A matrix in device memory, see `airkernels.triton.layout`: made of raw rows by kernel `pack`, or, if that is -1,
+    their copy.
+
+    `parts` are tensors of the plan, whose rows follow each other. A plane has `places` entries, blocks and padding;
+    `halves_offset` is where the two-byte planes begin.
+    """
+
+    name: str
+    layer: int
+    format: str
+    n_rows: int
+    n_cols: int
+    nbytes: int
+    places: int
+    halves_offset: int
+    pack: int
+    parts: tuple[int, ...]
+
+
+@record
+class DevicePlan:
+    """Everything. `arena_nbytes` is per token of the largest batch; `logits_stride` in float32.
+
+    `greedy` follows the decode program where the most likely token is wanted. A block of the cache is as large as on a
+    processor, but holds, per KV head, keys and then values as [cells, head_dim].
+    """
+
+    format_version: int
+    kernels: tuple[Kernel, ...]
+    libraries: tuple[DeviceLibrary, ...]
+    weights: tuple[DeviceWeight, ...]
+    buffers: tuple[Buffer, ...]
+    arena_nbytes: int
+    scratch_nbytes: int
+    logits_stride: int
+    programs: tuple[DeviceProgram, ...]
+    greedy: tuple[Launch, ...]
+
+
+DEVICE_CODEC = Codec(DevicePlan, pooled=(Operand, Extent))
+
+
+def device_plan(loaded: LoadedPlan) -> DevicePlan | None:
+    """The GPU's part of a plan, checked; None if it has none.
+
+    Raises
+    ------
+    PlanError
+        A part that is damaged, of another version, or inconsistent.
+    """
+    from airrun.plan.verify_device import verify_device
+
+    if not has_device_plan(loaded.plan):
+        return None
+    number = [segment.name for segment in loaded.plan.segments].index(DEVICE_SEGMENT)
+    found = DEVICE_CODEC.loads(bytes(loaded.segment(number)))
+    verify_device(found, loaded.plan)
+    return found

@@ -1,0 +1,1 @@
+"""GPU kernels by description, and the configurations they are compiled in on each architecture."""

@@ -1,0 +1,80 @@
+"""Kernels of a llama-shaped model compiled for GPUs that this machine does not have."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from airschedules.gpu.schedule import DeviceSpec
+from airschedules.gpu.specs import (
+    AdvanceSpec,
+    ArgmaxSpec,
+    CombineSpec,
+    ConvertSpec,
+    FlashSpec,
+    GatedSpec,
+    GatherSpec,
+    GemmSpec,
+    Heads,
+    NormSpec,
+    PackSpec,
+    ProductSpec,
+    RopeStoreSpec,
+    RowKind,
+    SelectSpec,
+    SplitSpec,
+    UnpackSpec,
+)
+
+HEADS = Heads(8, 2, 64, 16, "float16")
+SPECS: list[DeviceSpec] = [
+    ProductSpec("Q4_0", 1024, 512, "q16", 1024, False, False),
+    ProductSpec("Q8_0", 1000, 576, "q8", 1024, True, False),
+    ProductSpec("Q4_K", 512, 1024, "q8", 512, True, True),
+    ProductSpec("F16", 512, 512, "f32", 512, False, False),
+    GemmSpec("f16", 1024, 512, RowKind("f16", 512, 32).layout.nbytes, 1024, False, False),
+    GemmSpec("f32", 512, 512, RowKind("f32", 512, 1).layout.nbytes, 512, True, True),
+    PackSpec("Q4_K", 1024),
+    UnpackSpec("Q4_0", 1024, 512, "f16"),
+    UnpackSpec("BF16", 512, 512, "f32"),
+    GatherSpec("Q8_0", 512, 512),
+    GatherSpec("F16", 512, 512),
+    NormSpec(RowKind("q16", 512, 32), 512, 1e-5),
+    NormSpec(RowKind("f16", 512, 256), 512, 1e-5),
+    GatedSpec(RowKind("q16", 1408, 32), 2816, 2816),
+    ConvertSpec(RowKind("q8", 512, 256), 512),
+    SelectSpec(512),
+    RopeStoreSpec(HEADS, 64, False, 32, (768, 768, 768)),
+    SplitSpec(HEADS, 0.125, 768),
+    CombineSpec(RowKind("q8", 512, 32), 64, HEADS.splits),
+    FlashSpec(HEADS, 0.125, 768, 512),
+    ArgmaxSpec(32000),
+    AdvanceSpec(32000),
+]
+
+
+def test_symbols_differ() -> None:
+    symbols = [spec.symbol for spec in SPECS]
+    assert len(set(symbols)) == len(symbols) and all(symbol.isidentifier() for symbol in symbols)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("sm_86", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.symbol)
+def test_kernel_compiles(spec: DeviceSpec, arch: str) -> None:
+    schedule = spec.schedule(arch)
+    binary = schedule.compile(arch)
+    assert binary.image[:4] == b"\x7fELF" and binary.entry == schedule.kernel.__name__
+    assert binary.threads == 32 * schedule.warps
+    # the largest a block may have: 99 KB of shared memory before Hopper, 227 KB there
+    assert binary.shared_nbytes <= {"sm_86": 99 << 10, "sm_90": 227 << 10}[arch]
+    assert binary.pdl == (arch == "sm_90" and "PDL" in schedule.kernel.arg_names)
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "gfx942"])
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[4], SPECS[11]], ids=lambda spec: spec.symbol)
+def test_kernel_compiles_for_amd(spec: DeviceSpec, arch: str) -> None:
+    binary = spec.schedule(arch).compile(arch)
+    assert binary.image[:4] == b"\x7fELF" and binary.threads == spec.schedule(arch).warps * (
+        64 if arch == "gfx942" else 32
+    )

@@ -1,0 +1,121 @@
+"""GPU row kernels against float64: norm, gate, rounding, selection, and the greedy choice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_harness import fresh_rng, random_activations
+from triton_harness import Machine, decode_rows, machine  # noqa: F401  (a fixture)
+
+from airkernels.triton.layout import RowLayout
+from airkernels.triton.rows import convert, gated_silu, rms_norm, select
+from airkernels.triton.sample import advance, argmax_parts
+
+KINDS = [("f32", 32), ("f32", 1), ("f16", 32), ("f16", 1), ("f16", 256), ("q8", 32), ("q16", 32), ("q16", 256)]
+STEP = {"f32": 1e-6, "f16": 2.0**-11, "q8": 0.51 / 127, "q16": 0.51 / 16256}
+"""Largest error, of the element for floats, of its group's largest for integers."""
+
+
+def constants(layout: RowLayout) -> dict[str, int | str]:
+    block = max(layout.block, 32)
+    places = layout.places if layout.block > 1 else 0
+    return {"KIND": layout.kind, "BLOCK": block, "PLACES": places, "OUT_STRIDE": layout.nbytes // 4}
+
+
+def n_blocks(layout: RowLayout) -> int:
+    """Blocks of the tile that covers a row: a power of two."""
+    covered = layout.places if layout.block > 1 else -(-layout.n // 32)
+    return 1 << (covered - 1).bit_length()
+
+
+def check_rows(got: np.ndarray, want: np.ndarray, kind: str) -> None:
+    if kind[0] == "f":
+        # a half-precision row has a scale of its own: what is far below its largest element keeps fewer digits
+        floor = 0 if kind == "f32" else np.abs(want).max(1, keepdims=True) * 2.0**-24
+        assert (np.abs(got - want) <= STEP[kind] * np.abs(want) + floor + 1e-30).all()
+    else:
+        groups = np.abs(want.reshape(len(want), -1, 32)).max(2, keepdims=True)
+        error = np.abs(got - want).reshape(len(want), -1, 32)
+        assert (error <= groups * (STEP[kind] + 1e-6) + 1e-30).all()
+
+
+def width(layout_block: int) -> int:
+    return {1: 93, 32: 96, 256: 768}[layout_block]
+
+
+@pytest.mark.parametrize(("kind", "block"), KINDS)
+def test_norm(machine: Machine, kind: str, block: int) -> None:  # noqa: F811
+    rng, n, n_rows, eps = fresh_rng(), width(block), 5, 1e-5
+    layout = RowLayout(kind, n, block)
+    x = random_activations(rng, n_rows, n)
+    x[2] /= 1e10  # whose squares overflow, on the CPU too
+    weight = rng.standard_normal(n).astype(np.float32)
+    out = machine.poisoned(n_rows * layout.nbytes, "u32")
+    machine.run(
+        rms_norm, (n_rows,), machine.put(x), machine.put(weight), out,
+        N=n, EPS=eps, IN_STRIDE=n, BLOCKS=n_blocks(layout), **constants(layout),
+    )  # fmt: skip
+    mean = (x.astype(np.float64) ** 2).mean(1, keepdims=True)
+    got = decode_rows(machine.get(out, np.uint8, n_rows, layout.nbytes), layout)
+    check_rows(got, x / np.sqrt(mean + eps) * weight, kind)
+
+
+@pytest.mark.parametrize(("kind", "block"), KINDS)
+def test_gated_activation(machine: Machine, kind: str, block: int) -> None:  # noqa: F811
+    rng, n, n_rows = fresh_rng(), width(block), 3
+    layout = RowLayout(kind, n, block)
+    both = (rng.standard_normal((n_rows, 2 * n)) * 5).astype(np.float32)
+    both[1, :7] = [-90, 90, 0, -1e4, 1e4, 88, -88]
+    out = machine.poisoned(n_rows * layout.nbytes, "u32")
+    whole = n_blocks(layout)
+    blocks = whole if kind == "f16" else min(2, whole)
+    memory = machine.put(both)
+    machine.run(
+        gated_silu, (n_rows, -(-whole // blocks)), memory, memory.at(4 * n), out,
+        N=n, GATE_STRIDE=2 * n, UP_STRIDE=2 * n, BLOCKS=blocks, **constants(layout),
+    )  # fmt: skip
+    gate, up = both.astype(np.float64)[:, :n], both.astype(np.float64)[:, n:]
+    got = decode_rows(machine.get(out, np.uint8, n_rows, layout.nbytes), layout)
+    with np.errstate(over="ignore"):
+        check_rows(got, gate / (1 + np.exp(-gate)) * up, kind)
+
+
+@pytest.mark.parametrize(("kind", "block"), KINDS)
+def test_conversion(machine: Machine, kind: str, block: int) -> None:  # noqa: F811
+    rng, n, n_rows, stride = fresh_rng(), width(block), 5, 800
+    layout = RowLayout(kind, n, block)
+    x = random_activations(rng, n_rows, stride)
+    out = machine.poisoned(n_rows * layout.nbytes, "u32")
+    machine.run(
+        convert, (n_rows, 1), machine.put(x), out, N=n, IN_STRIDE=stride, BLOCKS=n_blocks(layout), **constants(layout)
+    )
+    check_rows(decode_rows(machine.get(out, np.uint8, n_rows, layout.nbytes), layout), x[:, :n].astype(float), kind)
+
+
+def test_selected_rows(machine: Machine) -> None:  # noqa: F811
+    rng = fresh_rng()
+    x = rng.integers(0, 2**32, (6, 75), dtype=np.uint32)
+    rows = np.array([5, 0, 5], np.int32)
+    out = machine.poisoned(4 * 3 * 80, "u32")
+    machine.run(
+        select, (3, 2), machine.put(x), machine.put(rows), out, N_WORDS=75, IN_STRIDE=75, OUT_STRIDE=80, TILE=64
+    )
+    got = machine.get(out, np.uint32, 3, 80)
+    assert (got[:, :75] == x[rows]).all() and (got[:, 75:] == 0xA5A5A5A5).all()
+
+
+@pytest.mark.parametrize("n", [1, 100, 1003])
+def test_greedy_choice(machine: Machine, n: int) -> None:  # noqa: F811
+    rng, parts = fresh_rng(), 8
+    for logits in (
+        rng.standard_normal(n).astype(np.float32),
+        np.zeros(n, np.float32),
+        np.full(n, -np.inf, np.float32),
+        np.where(np.arange(n) % 7 == 3, 5, -5).astype(np.float32),
+    ):
+        values, places = machine.poisoned(4 * parts, "fp32"), machine.poisoned(4 * parts, "i32")
+        state = machine.put(np.array([77, 41, 43, 0, 0, 0, 0], np.int32))
+        machine.run(argmax_parts, (parts,), machine.put(logits), values, places, N=n, TILE=64, PARTS=parts)
+        machine.run(advance, (1,), values, places, *(state.at(4 * i) for i in range(4)), PARTS=parts, RING=4)
+        best = int(np.argmax(logits))
+        assert machine.get(state, np.int32, 7).tolist() == [best, 42, 44, 0, best, 0, 0]
