@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,8 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="GGUF file; of a split model any part")
     parser.add_argument("--target", default=HOST, metavar="NAME|host|FILE.toml",
                         help="machine to compile for: host is this one, cpu any x86-64 processor, others as "
-                        "`aircompile targets` lists them, or a profile of your own (default: host)")  # fmt: skip
+                        "`aircompile targets` lists them, or a profile of your own; several with GPUs, separated by "
+                        "commas, share a plan (default: host)")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="OUT",
                         help="plan to write (default: MODEL's name.TARGET.plan.bin in the current folder)")  # fmt: skip
     parser.add_argument("-c", "--ctx-size", type=_count(_MAX_CONTEXT), metavar="N",
@@ -86,13 +87,13 @@ def run(args: Namespace) -> int:
     """
     started = time.perf_counter()
     check_model(args.model)
-    profile = load_target(args.target)
-    if profile.gpu is not None:
-        raise UnsupportedError(f"target {profile.name}: GPU kernels are not implemented yet; use --target cpu or host")
+    profile, gpus = load_targets(args.target)
     out = args.output or Path(f"{args.model.stem}.{profile.name}.plan.bin")
     _check_output(out)
     profile = for_this_machine(profile, args.quiet) if args.target == HOST else profile
-    require_compiler()
+    require_compiler(_COMPILER)
+    if gpus:
+        require_compiler(("triton",), "compile-cuda")
     from aircompile.pipeline import BuildOptions, build
     from aircompile.progress import reporting
 
@@ -105,12 +106,33 @@ def run(args: Namespace) -> int:
         tune=args.tune,
         ram=args.ram,
         debug_dump=args.debug_dump,
+        gpus=gpus,
     )
     with reporting(args.quiet) as report:
         plan = build(args.model, out, options, report)
     if not args.quiet:
         print(_summary(plan, out, time.perf_counter() - started))
     return 0
+
+
+def load_targets(names: str) -> tuple[Profile, tuple[str, ...]]:
+    """The profile of a target, and the architectures of its GPU; or of several, separated by commas: the plan then runs
+    on each of their GPUs, and is planned for the first.
+
+    Raises
+    ------
+    UsageError
+        An unknown target, or several of which one has no GPU.
+    """
+    profiles = [load_target(name) for name in names.split(",")]
+    archs = dict.fromkeys(profile.gpu.arch for profile in profiles if profile.gpu is not None)
+    if len(profiles) == 1:
+        return profiles[0], tuple(archs)
+    for profile in profiles:
+        if profile.gpu is None:
+            raise UsageError(f"target {profile.name} has no GPU: only targets that have one can share a plan")
+    name = "+".join(dict.fromkeys(profile.name for profile in profiles))
+    return replace(profiles[0], name=name), tuple(archs)
 
 
 def check_model(path: Path) -> None:
@@ -144,7 +166,7 @@ def for_this_machine(profile: Profile, quiet: bool) -> Profile:
     return replace(profile, cpu=replace(profile.cpu, isa=profile.cpu.isa[:1]))
 
 
-def require_compiler() -> None:
+def require_compiler(modules: Sequence[str] = _COMPILER, extra: str = "compile") -> None:
     """Refuse to go on where only the runtime is installed.
 
     Raises
@@ -154,9 +176,9 @@ def require_compiler() -> None:
     """
     from importlib.util import find_spec
 
-    missing = [name for name in _COMPILER if find_spec(name) is None]
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise UsageError(f'the compiler is not installed ({missing[0]} is missing): pip install "aircompile[compile]"')
+        raise UsageError(f'the compiler is not installed ({missing[0]} is missing): pip install "aircompile[{extra}]"')
 
 
 def _check_output(out: Path) -> None:

@@ -5,9 +5,30 @@ Sizes and offsets are per token of the largest batch, so that one layout serves 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from aircompile.lowering import Lowering
+from aircompile.lowering import Pointer
+
+
+class KernelCall(Protocol):
+    """A call, by what it touches and whether everything before it is done when it ends."""
+
+    @property
+    def pointers(self) -> tuple[Pointer, ...]: ...
+
+    @property
+    def sync(self) -> bool: ...
+
+
+class Lowered(Protocol):
+    """A lowered program: its calls in order, and the bytes of a row of each value."""
+
+    @property
+    def calls(self) -> Sequence[KernelCall]: ...
+
+    def row_nbytes(self, value: str) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,7 @@ class Interval:
         return self.first <= other.last and other.first <= self.last
 
 
-def lifetimes(low: Lowering) -> dict[str, Interval]:
+def lifetimes(low: Lowered) -> dict[str, Interval]:
     """First and last call that touches each value; aliases count for the value they are part of.
 
     Calls between two barriers run side by side, so a value lives to the end of its stage.
@@ -47,7 +68,7 @@ def lifetimes(low: Lowering) -> dict[str, Interval]:
     return found
 
 
-def place(low: Lowering) -> tuple[dict[str, Placement], int]:
+def place(low: Lowered) -> tuple[dict[str, Placement], int]:
     """Greedy by size: the largest value first, each at the lowest offset free during its life.
 
     Returns

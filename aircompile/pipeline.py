@@ -8,11 +8,11 @@ from pathlib import Path
 
 from aircompile.architectures import build_graph
 from aircompile.assemble import Parts, assemble
-from aircompile.codegen import CompiledLibrary, compile_library
+from aircompile.codegen import CompiledLibrary, Progress, compile_library
 from aircompile.cost import estimate
 from aircompile.frontends.gguf import read_gguf
 from aircompile.graph import Graph
-from aircompile.lowering import lower, plan_caches, specs_of
+from aircompile.lowering import Caches, lower, plan_caches, specs_of
 from aircompile.memory_plan import place
 from aircompile.passes import PASSES
 from aircompile.passes.options import Activations, PassOptions
@@ -22,7 +22,7 @@ from airrun.errors import UsageError
 from airrun.ledger import sizes_of
 from airrun.paths import remember_weights
 from airrun.plan.container import content_digest, write_plan
-from airrun.plan.schema import Choice, Plan
+from airrun.plan.schema import Choice, Plan, Segment
 from airrun.profile import Profile
 from airrun.tokenizer import TokenizerSpec
 
@@ -53,6 +53,8 @@ class BuildOptions:
         Bytes that a process running the plan may take by default; None leaves it to the machine.
     debug_dump
         Folder for the graph after every phase.
+    gpus
+        Architectures of GPUs that the plan carries code for, beside that for the processor.
     """
 
     profile: Profile
@@ -63,6 +65,7 @@ class BuildOptions:
     tune: str = "none"
     ram: int | None = None
     debug_dump: Path | None = None
+    gpus: tuple[str, ...] = ()
 
 
 class Report:
@@ -146,11 +149,26 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
     plan, segments = assemble(parts, choice, estimate(lowered, options.profile, options.threads), tokenizer, GENERATOR)
     if options.ram is not None:
         sizes_of(plan, library=plan.libraries[0], threads=options.threads or options.profile.cpu.threads or None)
+    if options.gpus:
+        report.phase("compile kernels for GPUs")
+        plan, segments = with_gpus(plan, segments, graph, caches, options, report.step)
     write_plan(out, plan, segments)
     remember_plan(content_digest(out.read_bytes()).hex())
     for file, source in zip(plan.files, model.files, strict=True):
         remember_weights(file.header_sha256, source.path)
     return plan
+
+
+def with_gpus(
+    plan: Plan, segments: list[bytes], graph: Graph, caches: Caches, options: BuildOptions, progress: Progress
+) -> tuple[Plan, list[bytes]]:
+    """A plan with a part for GPUs, which is further segments of it."""
+    from aircompile.gpu.assemble import build_for_devices
+
+    exact = options.activations == "f32"
+    added = build_for_devices(graph, caches, exact, options.gpus, len(plan.segments), progress)
+    places = tuple(Segment(name, 0, 0) for name in added.names)
+    return replace(plan, segments=plan.segments + places), [*segments, *added.contents]
 
 
 def _instruction_sets(profile: Profile) -> list[VectorIsa]:

@@ -77,6 +77,7 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         ram=args.ram,
         load_mode=args.load_mode,
         parallel=args.parallel,
+        device=args.device,
     )
     try:
         _prepare_for_slowness(engine)
@@ -95,7 +96,7 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
 
             metrics = engine.metrics() | {"peak_resident_bytes": peak_resident_nbytes()}
             print(format_metrics(metrics), file=sys.stderr)
-        engine.close()
+        engine.close(zero_memory=args.zero_memory)
 
 
 def _prepare_for_slowness(engine: Engine) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airrun.ledger import Sizes, sizes_of
 from airrun.loading import Loading
 from airrun.native import Library, Team
-from airrun.plan.container import LoadedPlan, read_plan
+from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.weight_files import LoadMode, WeightFiles
 from airrun.weights import Weights
@@ -43,13 +43,19 @@ class Engine:
         Whether weights are streamed, because they do not fit.
     max_batch, max_outputs
         Most tokens of one step, and of those whose logits are all wanted.
+    parallel
+        Sessions that can be full at the same time.
+    chooses
+        Whether `choose` finds the most likely next token without handing out logits.
     """
+
+    chooses = False
 
     def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto") -> None:
         plan = loaded.plan
         self.loaded, self.plan, self.sizes = loaded, plan, sizes
         self.threads, self.n_ctx, self.max_batch = sizes.threads, sizes.ctx_size, sizes.max_tokens
-        self.max_outputs = sizes.max_outputs
+        self.max_outputs, self.parallel = sizes.max_outputs, sizes.parallel
         self.n_vocab = plan.model.n_vocab
         self.isa = sizes.library.isa
         library = Library(loaded.segment(sizes.library.segment), str(loaded.path))
@@ -81,6 +87,7 @@ class Engine:
         parallel: int = 1,
         ram: int | str | None = None,
         load_mode: LoadMode = "auto",
+        device: str = "auto",
     ) -> Engine:
         """Load a plan and the weights it names.
 
@@ -102,6 +109,8 @@ class Engine:
         load_mode
             How weights are read: 'direct' (past the page cache), 'buffered', 'mmap', or 'auto': mapped if everything
             fits, else direct where the file system has that, else buffered.
+        device
+            'cpu', 'cuda', or 'auto': a GPU where the plan has code for one and there is one.
 
         Raises
         ------
@@ -117,6 +126,12 @@ class Engine:
         loaded = read_plan(Path(plan))
         given = [] if model is None else [model] if isinstance(model, str | Path) else list(model)
         paths = locate(loaded.plan, loaded.path, [Path(p) for p in given])
+        if device == "cuda" or (device == "auto" and has_device_plan(loaded.plan)):
+            from airrun.cuda.engine import cuda_engine
+
+            engine = cuda_engine(loaded, paths, device, ctx_size=ctx_size, parallel=parallel)
+            if engine is not None:
+                return engine
         if isinstance(ram, str):
             from airrun.profile import parse_bytes
 
@@ -161,6 +176,10 @@ class Engine:
     def decode(self) -> Callable[[BlockList, int, int], npt.NDArray[np.float32]]:
         """`Executor.decode`: `run` for one token of one sequence, to which (blocks, cell, token id) are given."""
         return self._executor.decode
+
+    def choose(self, blocks: BlockList, cell: int, token: int) -> int:
+        """The most likely token after `token`, which becomes the one at `cell` of a sequence; only if `chooses`."""
+        raise NotImplementedError
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every position of a fresh sequence: float32 [len(ids), n_vocab]. Leaves `session` as it is."""
@@ -213,8 +232,8 @@ class Engine:
         if self._executor.streamed is not None:
             self._executor.streamed.progress = progress
 
-    def close(self) -> None:
-        """End the threads. The engine cannot run afterwards."""
+    def close(self, *, zero_memory: bool = False) -> None:
+        """End the threads. The engine cannot run afterwards. `zero_memory` is about the memory of a GPU."""
         self._executor.close()
         self._team.close()
         self._files.close()

@@ -142,13 +142,14 @@ def generate_tokens(
         result.finish_reason = "cancelled"
         return
     tokens, limit, n_ctx = result.tokens, config.max_tokens, session.n_ctx
+    chosen: int | None = None
     last_rows: NDArray[np.float32] | None = None
     try:
         while len(tokens) != limit:
             if cancel is not None and cancel():
                 result.finish_reason = "cancelled"
                 return
-            token = sampler.sample(logits)
+            token = sampler.sample(logits) if chosen is None else chosen
             if token in eog:
                 result.finish_reason = "eos"
                 return
@@ -160,6 +161,9 @@ def generate_tokens(
             if session.n_past >= n_ctx:
                 result.finish_reason = "context"
                 return
+            if sampler.is_argmax and session.engine.chooses:
+                chosen = session.choose(token)
+                continue
             rows = session.eval((token,))
             if rows is not last_rows:  # a view that is overwritten: its only row is taken once
                 logits, last_rows = rows[0], rows

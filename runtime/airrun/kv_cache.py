@@ -20,7 +20,14 @@ class BlockPool:
     """Blocks of `spec.block_cells` tokens; block i of cache l stands at `addresses[l] + i * its block_nbytes`.
 
     Memory is virtual until it is written, so a long context costs nothing before it is used.
+
+    Attributes
+    ----------
+    layout
+        How a block is arranged: that of one device means nothing to another.
     """
+
+    layout = "cpu"
 
     def __init__(self, spec: KvCache, n_blocks: int) -> None:
         self.spec, self.n_blocks = spec, n_blocks
@@ -45,6 +52,10 @@ class BlockPool:
         nbytes = self.spec.layers[layer].block_nbytes
         start = self._starts[layer] + block * nbytes
         return self._region.bytes[start : start + nbytes]
+
+    def write(self, layer: int, block: int, data: Bytes) -> None:
+        """Replace the bytes of one block of one cache."""
+        self.contents(layer, block)[:] = data
 
 
 class BlockList:

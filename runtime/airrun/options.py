@@ -83,6 +83,12 @@ def _load_mode(text: str) -> str:
     return text
 
 
+def _device(text: str) -> str:
+    if text not in ("auto", "cpu", "cuda"):
+        raise ValueError("must be auto, cpu or cuda")
+    return text
+
+
 def _seed(text: str) -> int | None:
     value = int(text)
     return None if value < 0 else value
@@ -111,6 +117,9 @@ OPTIONS: tuple[Option, ...] = (
            1, "N"),
     Option(("--load-mode",), "how weights are read: direct, buffered, mmap, or auto, which finds out", _load_mode,
            "auto", "MODE"),
+    Option(("--device",), "where to run: cpu, cuda, or auto: a GPU if the plan has code for it and it is there",
+           _device, "auto", "D"),
+    Option(("--zero-memory",), "fill the GPU's memory with zeros afterwards", default=False),
     Option(("-s", "--seed"), "seed of the draw; -1 takes a fresh one", _seed, None, "N"),
     Option(("--temp", "--temperature"), "temperature; 0 takes the most likely token", float, 0.8, "T", dest="temp"),
     Option(("--top-k",), "draw from the K most likely tokens; 0 is off", int, 40, "K"),

@@ -54,6 +54,11 @@ class Sampler:
         self._window: deque[int] = deque()
         self._counts: dict[int, int] = {}
 
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the most likely token is always taken, as the logits are."""
+        return self._random is None and not self._edits
+
     def begin(self, ids: Iterable[int]) -> None:
         """Make ``ids`` (a prompt) the window that the penalties look at; the random state goes on."""
         self._window.clear()

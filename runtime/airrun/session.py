@@ -79,6 +79,17 @@ class Session:
         self.ids.append(token)  # not before: it is no part of the context if the evaluation was broken off
         return logits
 
+    def choose(self, token: int) -> int:
+        """Append a token and return the most likely one after it, where the engine `chooses`; raises as `eval` does."""
+        n_past = len(self.ids)
+        if not 0 <= token < self.engine.n_vocab or n_past >= self.n_ctx:
+            self._check([token])
+        if n_past >= self._blocks.n_cells:
+            self._blocks.reserve(n_past + 1)
+        chosen = self.engine.choose(self._blocks, n_past, token)
+        self.ids.append(token)
+        return chosen
+
     def _eval_pieces(self, ids: Sequence[int], all_logits: bool) -> npt.NDArray[np.float32]:
         limit = self.engine.max_outputs if all_logits else self.engine.max_batch
         pieces = [ids[i : i + limit] for i in range(0, len(ids), limit)]
@@ -129,6 +140,7 @@ class Session:
         meta = {
             "n_blocks": len(self._blocks.blocks),
             "block_nbytes": [layer.block_nbytes for layer in spec.layers],
+            "layout": self.engine.pool.layout,
             "ids": list(self.ids),
         }
         parts = [
@@ -154,14 +166,15 @@ class Session:
         self._check(ids)
         n_blocks = -(-len(ids) // spec.block_cells)
         sizes = [layer.block_nbytes for layer in spec.layers]
-        if (meta.get("block_nbytes"), meta.get("n_blocks")) != (sizes, n_blocks):
-            raise UsageError("the saved session belongs to another model or cache type")
+        layout = self.engine.pool.layout
+        if (meta.get("block_nbytes"), meta.get("n_blocks"), meta.get("layout")) != (sizes, n_blocks, layout):
+            raise UsageError("the saved session belongs to another model, cache type or device")
         if len(payload) != n_blocks * sum(sizes):
             raise UsageError("the saved session is incomplete")
         self._blocks.reserve(len(ids))
         data, at = np.frombuffer(payload, np.uint8), 0
         for layer, nbytes in enumerate(sizes):
             for block in self._blocks.blocks:
-                self.engine.pool.contents(layer, block)[:] = data[at : at + nbytes]
+                self.engine.pool.write(layer, block, data[at : at + nbytes])
                 at += nbytes
         self.ids = list(ids)

@@ -109,6 +109,7 @@ class FakeEngine:
     loaded = SimpleNamespace(digest="fake")
     n_vocab = N_VOCAB
     streams = False
+    chooses = False
 
     def __init__(self, next_token: NextToken, n_ctx: int = 4096, **tokenizer: Any) -> None:
         self.next_token = next_token
@@ -134,7 +135,7 @@ class FakeEngine:
             "threads": 2,
         }
 
-    def close(self) -> None:
+    def close(self, *, zero_memory: bool = False) -> None:
         self.closed = True
 
 

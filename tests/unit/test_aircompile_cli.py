@@ -97,7 +97,6 @@ def test_a_profile_of_the_users_own(home: Path, here: Path) -> None:
         (["absent.gguf"], "absent.gguf: No such file or directory"),
         (["."], ".: Is a directory"),
         (["short.gguf"], "short.gguf: "),
-        (["tiny.gguf", "--target", "rtx3060"], "target rtx3060: GPU kernels are not implemented yet; "),
         (["tiny.gguf", "--target", "toaster"], "unknown target 'toaster'"),
         (["tiny.gguf", "--target", "absent.toml"], "absent.toml: No such file or directory"),
         (["tiny.gguf", "-o", "folder"], "folder: is a folder, not a file to write"),

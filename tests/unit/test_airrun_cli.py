@@ -164,6 +164,8 @@ GIVEN = {
     "parallel": (["-np", "3"], "3", 3),
     "ram": (["--ram", "1MiB"], "1 MiB", 1 << 20),
     "load_mode": (["--load-mode", "mmap"], "mmap", "mmap"),
+    "device": (["--device", "cuda"], "cuda", "cuda"),
+    "zero_memory": (["--zero-memory"], "1", True),
     "seed": (["-s", "9"], "9", 9),
     "temp": (["--temperature", "-1"], "-1", -1.0),
     "top_k": (["--top-k", "-1"], "-1", -1),

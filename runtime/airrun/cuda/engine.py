@@ -1,0 +1,108 @@
+"""The engine of a plan that runs on a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airrun.cuda.driver import CudaError, Device, available
+from airrun.cuda.executor import CudaExecutor
+from airrun.cuda.loading import DeviceWeights
+from airrun.cuda.pool import DevicePool
+from airrun.cuda.programs import load_kernels, select_library
+from airrun.cuda.sizes import DeviceSizes, device_sizes
+from airrun.engine import Engine
+from airrun.errors import PlanError
+from airrun.plan.container import LoadedPlan
+from airrun.plan.device import DevicePlan, device_plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from airrun.batch import Batch
+    from airrun.kv_cache import BlockList
+
+
+_MAX_OUTPUTS = 128
+"""Tokens of a step whose logits are all wanted: bounds their memory."""
+
+
+class CudaEngine(Engine):
+    """A compiled model on a GPU; `Engine.from_plan` makes one where that is wanted.
+
+    Attributes
+    ----------
+    gpu
+        The device.
+    device_sizes
+        What it takes of the device's memory.
+    """
+
+    chooses = True
+
+    def __init__(
+        self, loaded: LoadedPlan, device: DevicePlan, paths: Sequence[Path], gpu: Device, sizes: DeviceSizes
+    ) -> None:
+        started = time.perf_counter()
+        library = select_library(device, gpu.arch)
+        sizes.require(gpu.free_memory()[0], gpu.name)
+        self.loaded, self.plan, self.gpu, self.device_sizes = loaded, loaded.plan, gpu, sizes
+        self.n_vocab, self.n_ctx, self.max_batch = loaded.plan.model.n_vocab, sizes.ctx_size, sizes.max_tokens
+        self.max_outputs, self.parallel = min(_MAX_OUTPUTS, sizes.max_tokens), sizes.parallel
+        self.threads, self.isa, self.streams = 1, library.arch, False
+        kernels = load_kernels(gpu, loaded, library)
+        weights = DeviceWeights(loaded.plan, device, gpu, paths)
+        self.pool = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu)
+        weights.load(kernels)
+        self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
+        self._times = {"load_seconds": time.perf_counter() - started}
+
+    def choose(self, blocks: BlockList, cell: int, token: int) -> int:
+        return self._cuda.choose(blocks, cell, token)
+
+    @property
+    def decode(self) -> Callable[[BlockList, int, int], npt.NDArray[np.float32]]:
+        return self._cuda.decode
+
+    def run(self, batch: Batch) -> npt.NDArray[np.float32]:
+        return self._cuda.run(batch)
+
+    def metrics(self) -> dict[str, float]:
+        return {**self._times, **self._cuda.work}
+
+    def close(self, *, zero_memory: bool = False) -> None:
+        """Free the device's memory, filling it with zeros first if wanted. The engine cannot run afterwards."""
+        self.gpu.close(zero=zero_memory)
+
+
+def cuda_engine(
+    loaded: LoadedPlan, paths: Sequence[Path], device: str, *, ctx_size: int | None, parallel: int
+) -> CudaEngine | None:
+    """The engine on a GPU, or None where 'auto' does not find everything for one.
+
+    Parameters
+    ----------
+    device
+        'cuda' insists, 'auto' does not.
+
+    Raises
+    ------
+    PlanError, CudaError, BudgetError
+        What is missing, with 'cuda' only.
+    """
+    part = device_plan(loaded)
+    if part is None:
+        if device == "cuda":
+            raise PlanError(f"{loaded.path}: has no code for GPUs: build it with --target h200 or another with a GPU")
+        return None
+    missing = available()
+    if missing is not None:
+        if device == "cuda":
+            raise CudaError(missing)
+        return None
+    gpu = Device()
+    sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, parallel=parallel)
+    return CudaEngine(loaded, part, paths, gpu, sizes)

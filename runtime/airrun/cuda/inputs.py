@@ -1,0 +1,128 @@
+"""What the host tells the device before a step: tokens, their places, the block table, rotary angles."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from airrun.cuda.driver import Device
+from airrun.plan.container import LoadedPlan
+from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from airrun.batch import BatchSequence
+    from airrun.kv_cache import BlockList
+
+    Ints = npt.NDArray[np.int32]
+
+_PER_TOKEN = ("token_ids", "cells", "sequences", "output_rows", "rope_rows")
+_UNIT = 16
+"""Kernels take every address to be a multiple of this."""
+
+
+class Inputs:
+    """The arrays of `DEVICE_INPUTS`: those of single tokens apart from those of batches, the rest shared.
+
+    Attributes
+    ----------
+    addresses
+        For batches, by input; `one` likewise for a single token.
+    chosen
+        The ring that the greedy steps write, readable here.
+    """
+
+    def __init__(self, loaded: LoadedPlan, gpu: Device, max_tokens: int, ctx_size: int) -> None:
+        plan = loaded.plan
+        self._gpu, self._max_tokens, self._ctx_size = gpu, max_tokens, ctx_size
+        self._n_arrays = len(_PER_TOKEN)
+        stride = -(-4 * max_tokens // _UNIT) * _UNIT
+        self._stride = stride // 4
+        self._host = gpu.allocate_pinned(self._n_arrays * stride)
+        self._batch: Ints = np.frombuffer(self._host, np.int32).reshape(self._n_arrays, -1)
+        self._device = gpu.allocate(self._n_arrays * stride)
+        self._host_one = gpu.allocate_pinned(self._n_arrays * _UNIT)
+        self._one: Ints = np.frombuffer(self._host_one, np.int32).reshape(self._n_arrays, -1)[:, 0]
+        self._device_one = gpu.allocate(self._n_arrays * _UNIT)
+        self._table = gpu.allocate(4 * plan.kv.max_blocks)
+        self._blocks: list[int] = []
+        ring = gpu.allocate_pinned(4 * CHOSEN_RING)
+        self.chosen: Ints = np.frombuffer(ring, np.int32)
+        self._angles = _Angles(loaded)
+        self._rope_nbytes = 8 * max(self._angles.n_pairs, 1)
+        self._rope = gpu.allocate(self._rope_nbytes * (ctx_size + max_tokens))
+        rows = self._angles.rows(np.arange(ctx_size)[:, None])
+        gpu.upload(self._rope, rows.ctypes.data, rows.nbytes)
+        gpu.synchronize()
+        shared = {"rope": self._rope, "block_table": self._table, "chosen": ctypes.addressof(ring)}
+        batch = {name: self._device + i * stride for i, name in enumerate(_PER_TOKEN)}
+        one = {name: self._device_one + i * _UNIT for i, name in enumerate(_PER_TOKEN)}
+        self.addresses = [(shared | batch)[name] for name in DEVICE_INPUTS]
+        self.one = [(shared | one)[name] for name in DEVICE_INPUTS]
+
+    def upload_one(self) -> None:
+        """Copy what `set_one` wrote; part of a graph."""
+        self._gpu.upload(self._device_one, ctypes.addressof(self._host_one), self._n_arrays * _UNIT)
+
+    def set_one(self, token: int, cell: int) -> None:
+        """Describe one token of the sequence whose blocks were given to `set_blocks`."""
+        self._one[:] = (token, cell, 0, 0, cell)
+
+    def set_blocks(self, blocks: BlockList) -> None:
+        """Use the blocks of a sequence from now on; free when they are as before."""
+        if blocks.blocks == self._blocks:
+            return
+        self._gpu.upload(self._table, blocks.table.ctypes.data, blocks.table.nbytes)
+        self._gpu.synchronize()
+        self._blocks = list(blocks.blocks)
+
+    def set_batch(self, sequence: BatchSequence) -> None:
+        """Describe a sequence's new tokens. Returns when the device has them."""
+        n = sequence.n
+        cells = np.arange(sequence.first_cell, sequence.first_cell + n)
+        outputs = list(sequence.outputs)
+        if sequence.token_ids is not None:
+            self._batch[0, :n] = sequence.token_ids
+        self._batch[1, :n] = cells
+        self._batch[2, :n] = 0
+        self._batch[3, : len(outputs)] = outputs
+        self._batch[4, :n] = cells
+        if sequence.positions is not None:
+            rows = self._angles.rows(self._angles.places(sequence.positions))
+            self._gpu.upload(self._rope + self._rope_nbytes * self._ctx_size, rows.ctypes.data, rows.nbytes)
+            self._batch[4, :n] = np.arange(self._ctx_size, self._ctx_size + n)
+        self._gpu.upload(self._device, ctypes.addressof(self._host), self._batch.nbytes)
+        self._gpu.synchronize()
+
+
+class _Angles:
+    """Cosines and sines of a plan's rotary tables."""
+
+    def __init__(self, loaded: LoadedPlan) -> None:
+        plan = loaded.plan
+        rope, constants = plan.rope, loaded.segment(plan.constants_segment)
+        self.n_pairs = rope.n_pairs
+
+        def array(number: int, dtype: str) -> npt.NDArray[Any]:
+            c = plan.constants[number]
+            return np.frombuffer(constants, dtype, c.nbytes // np.dtype(dtype).itemsize, c.offset)
+
+        empty = np.zeros(0)
+        self._frequency = array(rope.inverse_frequency, "<f8") if self.n_pairs else empty
+        self._magnitude = array(rope.magnitude, "<f8") if self.n_pairs else empty
+        self._axis = array(rope.axis, "<i4") if self.n_pairs else empty.astype(np.int32)
+        self._one_axis = rope.n_axes == 1
+
+    def places(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Positions [n_axes, n] as `rows` wants them."""
+        places: npt.NDArray[np.int64] = positions[0][:, None] if self._one_axis else positions[self._axis].T
+        return places
+
+    def rows(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """float32 [n, 2, n_pairs] of places [n, n_pairs or 1]."""
+        angles = places * self._frequency
+        both = np.stack([np.cos(angles), np.sin(angles)], 1) * self._magnitude
+        return np.ascontiguousarray(both, np.float32)

@@ -1,0 +1,132 @@
+"""The GPU suite and a benchmark, on a machine with a GPU: ``python tests/bench/gpu.py [--formats q4_0,q4_K,q8_0]``.
+
+Runs the tests marked `gpu` (which need Triton), then synthetic models of the shape of an 8B llama, and prints a table.
+Plans come from ``--plans DIR`` (built anywhere by ``aircompile build 8b_q4_0.gguf --target h200`` of the file that
+``synthetic.py --empty`` makes, named ``8b_q4_0.plan.bin``) or are built here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from synthetic import SHAPES, write_model
+
+from airrun import Engine
+from airrun.cuda.driver import Device
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT, DECODE, ROUNDS = 2048, 200, 3
+_CONTEXT = 128
+"""Tokens before those that are decoded."""
+
+
+def copy_rate(gpu: Device, nbytes: int = 2 << 30) -> float:
+    """Bytes per second of a copy within the device, read and written."""
+    source, target = gpu.allocate(nbytes), gpu.allocate(nbytes)
+    first, last = gpu.event(), gpu.event()
+    seconds = []
+    for _ in range(8):
+        gpu.record(first)
+        gpu.copy(target, source, nbytes)
+        gpu.record(last)
+        gpu.wait(last)
+        seconds.append(gpu.milliseconds(first, last) / 1e3)
+    gpu.free(source)
+    gpu.free(target)
+    return 2 * nbytes / min(seconds)
+
+
+def measure(plan: Path, model: Path) -> dict[str, Any]:
+    """Load, decode and prefill rates of a plan on the GPU."""
+    started = time.perf_counter()
+    engine = Engine.from_plan(plan, model, device="cuda")
+    load = time.perf_counter() - started
+    session = engine.session
+    prompt = [(7919 * i + 11) % engine.n_vocab for i in range(PROMPT)]
+    session.eval(prompt[:_CONTEXT])
+    greedy, sampled, prefill = [], [], []
+    for _ in range(ROUNDS + 1):  # the first does not count
+        session.truncate(_CONTEXT)
+        token, begun = 5, time.perf_counter()
+        for _ in range(DECODE):
+            token = session.choose(token)
+        greedy.append(DECODE / (time.perf_counter() - begun))
+        session.truncate(_CONTEXT)
+        begun = time.perf_counter()
+        for _ in range(DECODE // 2):
+            session.eval([7])
+        sampled.append(DECODE // 2 / (time.perf_counter() - begun))
+        other = engine.new_session()
+        begun = time.perf_counter()
+        other.eval(prompt)
+        prefill.append(PROMPT / (time.perf_counter() - begun))
+        other.reset()
+    engine.close()
+    nbytes = engine.plan.cost.weight_nbytes_per_token
+    rate = median(greedy[1:])
+    return {
+        "greedy_tokens_per_s": rate,
+        "sampled_tokens_per_s": median(sampled[1:]),
+        "prefill_tokens_per_s": median(prefill[1:]),
+        "weight_bytes_per_s": rate * nbytes,
+        "load_bytes_per_s": model.stat().st_size / load,
+    }
+
+
+def main() -> int:
+    """Run the suite and print the table; 1 if a test fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--formats", default="q4_0,q4_K,q8_0")
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--plans", type=Path, help="folder of plans; by default they are built here")
+    parser.add_argument("--work", type=Path, default=Path("/dev/shm"), help="folder for the models (default: /dev/shm)")
+    parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    failed = 0
+    if not args.no_tests:
+        failed = subprocess.call([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "unit")])
+    gpu = Device()
+    limit = copy_rate(gpu)
+    found: dict[str, Any] = {"gpu": gpu.name, "copy_bytes_per_s": limit}
+    for fmt in args.formats.split(","):
+        model = args.work / f"{args.shape}_{fmt}.gguf"
+        names = {"q4_k": "Q4_K", "q6_k": "Q6_K"}
+        write_model(model, SHAPES[args.shape], names.get(fmt.lower(), fmt.upper()))
+        plan = (args.plans or args.work) / f"{args.shape}_{fmt}.plan.bin"
+        try:
+            if not plan.exists():
+                command = ["build", str(model), "--target", "h200", "-c", "8192", "-o", str(plan), "--quiet"]
+                subprocess.check_call([sys.executable, "-m", "aircompile", *command])
+            found[fmt] = measure(plan, model)
+        finally:
+            model.unlink()
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found, limit)
+    return 1 if failed else 0
+
+
+def _show(found: dict[str, Any], limit: float) -> None:
+    print(f"{found['gpu']}, device copy {limit / 1e12:.2f} TB/s (read and written)")
+    print("format  greedy tok/s  with sampler  weights TB/s  of copy  prefill tok/s  load GB/s")
+    for fmt, row in found.items():
+        if isinstance(row, dict):
+            share = row["weight_bytes_per_s"] / limit
+            print(
+                f"{fmt:7} {row['greedy_tokens_per_s']:12.1f} {row['sampled_tokens_per_s']:13.1f} "
+                f"{row['weight_bytes_per_s'] / 1e12:13.2f} {share:8.0%} {row['prefill_tokens_per_s']:14.0f} "
+                f"{row['load_bytes_per_s'] / 1e9:10.1f}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Models of a real size with random weights: ``python tests/bench/synthetic.py OUT.gguf --shape 8b --format q4_0``.
+
+With ``--empty`` the weights are a hole in the file: enough to build a plan for it on a machine without room for it; the
+fingerprint of the real file is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from airrun.plan.blocks import BLOCKS
+
+_REPEATED = 32 << 20
+"""Bytes of random weights that fill a file over and over."""
+
+_SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
+"""Offsets of the half-precision scales in a block."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Hyperparameters of a llama."""
+
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+    n_vocab: int
+
+
+SHAPES = {
+    "tiny": Shape(2, 512, 1536, 8, 2, 1024),
+    "1b": Shape(16, 2048, 8192, 32, 8, 32000),
+    "8b": Shape(32, 4096, 14336, 32, 8, 128256),
+    "70b": Shape(80, 8192, 28672, 64, 8, 128256),
+}
+
+
+def write_model(path: Path, shape: Shape, fmt: str, *, empty: bool = False, seed: int = 0) -> None:
+    """Write a model whose matrices are all in one format (the head of a Q4_K model in Q6_K, as is usual)."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("Synthetic")
+    writer.add_context_length(8192)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_block_count(shape.n_layers)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_heads)
+    writer.add_head_count_kv(shape.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(500000.0)
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    words += [f"w{i}" for i in range(shape.n_vocab - len(words))]
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([float(-i) for i in range(len(words))])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(words) - 259))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    tensors = _tensors(shape, fmt)
+    for name, (dims, kind) in tensors.items():
+        elements = int(np.prod(dims))
+        nbytes = elements // BLOCKS[kind].block * BLOCKS[kind].nbytes
+        quantized = gguf.GGMLQuantizationType[kind]
+        byte_shape = (*dims[:-1], nbytes // int(np.prod(dims[:-1], dtype=np.int64)))
+        dtype = np.dtype(np.float32) if kind == "F32" else np.dtype(np.uint8)
+        writer.add_tensor_info(name, dims if kind == "F32" else byte_shape, dtype, nbytes, raw_dtype=quantized)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    _fill(path, tensors, np.random.default_rng(seed), empty)
+
+
+def _tensors(shape: Shape, fmt: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Dimensions and formats by name, in the order of the file."""
+    head_dim = shape.n_embd // shape.n_heads
+    kv = shape.n_kv_heads * head_dim
+    head = "Q6_K" if fmt == "Q4_K" else fmt
+    found: dict[str, tuple[tuple[int, ...], str]] = {
+        "token_embd.weight": ((shape.n_vocab, shape.n_embd), fmt),
+        "output_norm.weight": ((shape.n_embd,), "F32"),
+        "output.weight": ((shape.n_vocab, shape.n_embd), head),
+    }
+    for i in range(shape.n_layers):
+        matrices = {
+            "attn_q": (shape.n_embd, shape.n_embd),
+            "attn_k": (kv, shape.n_embd),
+            "attn_v": (kv, shape.n_embd),
+            "attn_output": (shape.n_embd, shape.n_embd),
+            "ffn_gate": (shape.n_ff, shape.n_embd),
+            "ffn_up": (shape.n_ff, shape.n_embd),
+            "ffn_down": (shape.n_embd, shape.n_ff),
+        }
+        found |= {f"blk.{i}.{name}.weight": (dims, fmt) for name, dims in matrices.items()}
+        found |= {f"blk.{i}.{name}_norm.weight": ((shape.n_embd,), "F32") for name in ("attn", "ffn")}
+    return found
+
+
+def _fill(path: Path, tensors: dict[str, tuple[tuple[int, ...], str]], rng: np.random.Generator, empty: bool) -> None:
+    """Put the tensors behind the header, each at a multiple of 32 bytes."""
+    with path.open("r+b") as file:
+        at = -(-file.seek(0, 2) // 32) * 32
+        random: dict[str, bytes] = {}
+        for dims, kind in tensors.values():
+            elements = int(np.prod(dims))
+            nbytes = elements // BLOCKS[kind].block * BLOCKS[kind].nbytes
+            if not empty:
+                random.setdefault(kind, _random_blocks(kind, rng))
+                file.seek(at)
+                _write_repeated(file, random[kind], nbytes)
+            at += -(-nbytes // 32) * 32
+        file.truncate(at)
+
+
+def _write_repeated(file: object, data: bytes, nbytes: int) -> None:
+    view = memoryview(data)
+    while nbytes > 0:
+        nbytes -= file.write(view[:nbytes])  # type: ignore[attr-defined]
+
+
+def _random_blocks(kind: str, rng: np.random.Generator) -> bytes:
+    """Whole blocks whose values are finite and small, so that activations stay so too."""
+    if kind == "F32":
+        return np.ones(1 << 16, np.float32).tobytes()
+    size = BLOCKS[kind]
+    blocks = rng.integers(0, 256, (_REPEATED // size.nbytes, size.nbytes), dtype=np.uint8)
+    for offset in _SCALES[kind]:
+        scales = (rng.standard_normal(len(blocks)) * (2e-5 if size.block == 256 else 1e-3)).astype(np.float16)
+        blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
+    return blocks.tobytes()
+
+
+def main() -> None:
+    """Write the file that the arguments describe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--format", default="q4_0")
+    parser.add_argument("--empty", action="store_true")
+    args = parser.parse_args()
+    fmt = next(name for name in _SCALES if name.lower() == args.format.lower())
+    write_model(args.out, SHAPES[args.shape], fmt, empty=args.empty)
+
+
+if __name__ == "__main__":
+    main()

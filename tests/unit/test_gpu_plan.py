@@ -1,0 +1,118 @@
+"""A plan for a GPU, built and replayed without one: its kernels run in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_gpu import FakeDevice, use_fake_gpu
+from tiny_model import measured_host, shared_home, use_home
+
+from aircompile.pipeline import BuildOptions, build
+from airrun import Engine, GenerateConfig
+from airrun.errors import AirError
+from airrun.profile import Gpu
+
+PROMPT = [1, 40, 77, 5, 200]
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:
+    use_fake_gpu(patch)
+    return build_plan(tmp_path_factory, patch)
+
+
+def build_plan(factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:
+    """The plan of the tiny model with a part for two architectures, whose kernels are descriptions."""
+    home = shared_home(factory)
+    use_home(patch, home)
+    out = factory.mktemp("gpu") / "tiny.gpu.plan.bin"
+    profile = measured_host()
+    profile = replace(profile, gpu=Gpu("sm_90"), cpu=replace(profile.cpu, isa=profile.cpu.isa[:1]))
+    build(home / "tiny.gguf", out, BuildOptions(profile, ctx_size=128, gpus=("sm_90", "sm_86")))
+    return out
+
+
+def open_on(plan: Path, device: str, **options: Any) -> Engine:
+    return Engine.from_plan(plan, device=device, **options)
+
+
+def test_same_logits_as_on_the_processor(plan: Path) -> None:
+    with open_on(plan, "cpu") as cpu, open_on(plan, "cuda") as gpu:
+        want = cpu.logits(PROMPT)
+        got = gpu.logits(PROMPT)
+        one_by_one = [gpu.session.eval([token])[0].copy() for token in PROMPT[:3]]
+    # batches keep activations in half precision where the processor rounds them to two digits or one
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(np.stack(one_by_one), want[:3], atol=2e-3 * scale)
+    np.testing.assert_allclose(got, want, atol=3e-2 * scale)
+
+
+def test_same_text_as_on_the_processor(plan: Path) -> None:
+    config = GenerateConfig(max_tokens=4, temperature=0.0)
+    with open_on(plan, "cpu") as cpu, open_on(plan, "cuda") as gpu:
+        want = list(cpu.stream(PROMPT, config))
+        assert list(gpu.stream(PROMPT, config)) == want
+        assert "advance" in gpu.gpu.launches  # type: ignore[attr-defined]
+
+
+def test_greedy_choice_is_that_of_the_logits(plan: Path) -> None:
+    with open_on(plan, "cuda") as gpu:
+        session, other = gpu.new_session(), gpu.new_session()
+        token = int(np.argmax(session.eval(PROMPT)[0]))
+        other.eval(PROMPT)
+        for _ in range(2):
+            chosen = session.choose(token)
+            assert chosen == int(np.argmax(other.eval([token])[0]))
+            token = chosen
+
+
+def test_state_is_saved_and_restored(plan: Path) -> None:
+    with open_on(plan, "cuda", parallel=2) as gpu:
+        session, other = gpu.new_session(), gpu.new_session()
+        session.eval(PROMPT)
+        meta, parts = session.save_state()
+        want = session.eval([7])[0].copy()
+        payload = memoryview(b"".join(bytes(part) for part in parts))
+        other.load_state(meta, payload)
+        assert (other.eval([7])[0] == want).all()
+    with open_on(plan, "cpu") as cpu, pytest.raises(AirError, match="device"):
+        cpu.session.load_state(meta, payload)
+
+
+def test_memory_is_zeroed_on_request(plan: Path) -> None:
+    engine = open_on(plan, "cuda")
+    engine.close(zero_memory=True)
+    assert engine.gpu.closed == "zeroed"  # type: ignore[attr-defined]
+
+
+def test_too_little_memory(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeDevice, "memory", 1 << 20)
+    with pytest.raises(AirError, match=r"Fake has 0\.00 GiB of memory free, and this plan needs .* GiB"):
+        open_on(plan, "auto")
+
+
+def test_another_architecture(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeDevice, "arch", "sm_75")
+    with pytest.raises(AirError, match="this GPU is sm_75, the plan has code for sm_90, sm_86"):
+        open_on(plan, "cuda")
+
+
+def test_without_a_driver(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import airrun.cuda.engine
+
+    monkeypatch.setattr(airrun.cuda.engine, "available", lambda: "no NVIDIA driver")
+    with open_on(plan, "auto") as engine:
+        assert engine.isa.startswith("x86-64")
+    with pytest.raises(AirError, match="no NVIDIA driver"):
+        open_on(plan, "cuda")
