@@ -24,7 +24,7 @@ from airrun.options import OptionParser
 if TYPE_CHECKING:
     from airrun.engine import Engine
 
-_RUN_OPTIONS = ("threads", "ctx_size", "ram", "load_mode")
+_RUN_OPTIONS = ("threads", "ctx_size", "ram", "load_mode", "device")
 _FIRST_PROMPT, _FIRST_TOKENS = "The capital of France is", 5
 _PROBE = "air_read_probe"
 _PIECE = 1 << 16
@@ -99,7 +99,8 @@ def measure(engine: Engine, n_prompt: int, n_gen: int, rounds: int) -> dict[str,
     -------
     dict
         What ``--json`` prints, but for the time to the first token. Rates are tokens/s, or 1e9 bytes/s of weights read
-        and of memory read by as many threads without computing; the share is that of their medians.
+        and of memory read by as many threads without computing (on a GPU, copied: read and written); the share is that
+        of their medians.
     """
     needed = max(n_prompt, n_gen + 1)
     if needed > engine.n_ctx:
@@ -125,6 +126,7 @@ def measure(engine: Engine, n_prompt: int, n_gen: int, rounds: int) -> dict[str,
         "plan_digest": engine.loaded.digest,
         "model": plan.model.name,
         "architecture": plan.model.architecture,
+        "device": engine.device,
         "threads": engine.threads,
         "isa": engine.isa,
         "ctx_size": engine.n_ctx,
@@ -172,6 +174,8 @@ def _decode(engine: Engine, n: int) -> tuple[float, float]:
     decoder = engine.tokenizer.stream(continuation=True)
     session.reset()
     logits = session.eval([11 % engine.n_vocab])[0]
+    if engine.chooses:
+        return _choose(engine, sampler.sample(logits), n)
     native = engine.metrics()["native_seconds"]
     started = time.perf_counter()
     for _ in range(n):
@@ -181,8 +185,24 @@ def _decode(engine: Engine, n: int) -> tuple[float, float]:
     return time.perf_counter() - started, engine.metrics()["native_seconds"] - native
 
 
+def _choose(engine: Engine, token: int, n: int) -> tuple[float, float]:
+    """`_decode` where the device chooses the tokens."""
+    decoder = engine.tokenizer.stream(continuation=True)
+    native = engine.metrics()["native_seconds"]
+    started = time.perf_counter()
+    for _ in range(n):
+        decoder.push(token)
+        token = engine.session.choose(token)
+    return time.perf_counter() - started, engine.metrics()["native_seconds"] - native
+
+
 def _reader(engine: Engine) -> Callable[[], float]:
-    """A function that reads memory with the engine's threads for a moment and returns bytes/s."""
+    """A function that reads memory with the engine's threads, or copies a GPU's, for a moment and returns bytes/s."""
+    if engine.device == "cuda":
+        from airrun.cuda.engine import CudaEngine
+
+        assert isinstance(engine, CudaEngine)
+        return engine.copy_rate
     from airrun.machine import available_ram
 
     nbytes = max(min(_PROBED, available_ram() // 2) // _SLICE, engine.threads) * _SLICE
@@ -223,6 +243,8 @@ def _show(found: dict[str, Any]) -> None:
 
     share, weights = found["share_of_read_bandwidth"], found["weights_gb_per_second"]
     threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    if found["device"] == "cuda":
+        threads = "GPU"
     rows = [
         [f"prefill of {found['prompt_tokens']} tokens", rate("prefill")],
         [f"decode of {found['decode_tokens']} tokens", rate("decode")],

@@ -45,11 +45,11 @@ class Engine:
         Most tokens of one step, and of those whose logits are all wanted.
     parallel
         Sessions that can be full at the same time.
-    chooses
-        Whether `choose` finds the most likely next token without handing out logits.
+    device, chooses
+        'cpu' or 'cuda', and whether `choose` finds the most likely next token without handing out logits.
     """
 
-    chooses = False
+    device, chooses = "cpu", False
 
     def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto") -> None:
         plan = loaded.plan

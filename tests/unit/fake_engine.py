@@ -109,7 +109,7 @@ class FakeEngine:
     loaded = SimpleNamespace(digest="fake")
     n_vocab = N_VOCAB
     streams = False
-    chooses = False
+    device, chooses = "cpu", False
 
     def __init__(self, next_token: NextToken, n_ctx: int = 4096, **tokenizer: Any) -> None:
         self.next_token = next_token

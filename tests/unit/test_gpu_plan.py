@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeDevice, use_fake_gpu
+from small_models import llama_model, llama_tensors
 from tiny_model import measured_host, shared_home, use_home
 
+from aircompile.architectures import build_graph
+from aircompile.gpu import assemble
+from aircompile.lowering import plan_caches
+from aircompile.passes import PASSES
+from aircompile.passes.options import PassOptions
 from aircompile.pipeline import BuildOptions, build
 from airrun import Engine, GenerateConfig
 from airrun.errors import AirError
+from airrun.plan.device import DEVICE_CODEC
 from airrun.profile import Gpu
 
 PROMPT = [1, 40, 77, 5, 200]
@@ -88,6 +96,25 @@ def test_state_is_saved_and_restored(plan: Path) -> None:
         assert (other.eval([7])[0] == want).all()
     with open_on(plan, "cpu") as cpu, pytest.raises(AirError, match="device"):
         cpu.session.load_state(meta, payload)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("fmt", ["F32", "F16", "BF16", "Q4_0", "Q5_1"])
+def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None:
+    """Extents and tiles, operands and parameters agree in number, whatever the weights are in."""
+    graph = build_graph(llama_model(tensors=llama_tensors(default=fmt, biases=("attn_q", "attn_v"))))
+    options = PassOptions("f32" if exact else "auto")
+    for _name, rewrite in PASSES:
+        graph = rewrite(graph, options)
+    caches = plan_caches(graph, "f32" if exact else "f16", 128)
+    segments = assemble.build_for_devices(graph, caches, exact, ["sm_90"], 0, print)
+    device = DEVICE_CODEC.loads(segments.contents[0])
+    for step in [*(step for program in device.programs for step in program.steps), *device.greedy]:
+        binary = device.libraries[0].binaries[step.kernel]
+        code = segments.contents[1][binary.offset : binary.offset + binary.nbytes]
+        spec, arch = pickle.loads(code)
+        assert len(step.extents) == len(binary.tiles), step.label
+        assert len(step.operands) + len(step.integers) == len(spec.schedule(arch).types), step.label
 
 
 def test_memory_is_zeroed_on_request(plan: Path) -> None:

@@ -41,7 +41,7 @@ class CudaEngine(Engine):
         What it takes of the device's memory.
     """
 
-    chooses = True
+    device, chooses = "cuda", True
 
     def __init__(
         self, loaded: LoadedPlan, device: DevicePlan, paths: Sequence[Path], gpu: Device, sizes: DeviceSizes
@@ -69,6 +69,22 @@ class CudaEngine(Engine):
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
         return self._cuda.run(batch)
+
+    def copy_rate(self) -> float:
+        """Bytes per second of a copy within the device, read and written: what decode is measured against."""
+        nbytes = min(2 << 30, self.gpu.free_memory()[0] // 4)
+        source, target = self.gpu.allocate(nbytes), self.gpu.allocate(nbytes)
+        first, last = self.gpu.event(), self.gpu.event()
+        seconds = []
+        for _ in range(6):
+            self.gpu.record(first)
+            self.gpu.copy(target, source, nbytes)
+            self.gpu.record(last)
+            self.gpu.wait(last)
+            seconds.append(self.gpu.milliseconds(first, last) / 1e3)
+        self.gpu.free(source)
+        self.gpu.free(target)
+        return 2 * nbytes / min(seconds)
 
     def metrics(self) -> dict[str, float]:
         return {**self._times, **self._cuda.work}

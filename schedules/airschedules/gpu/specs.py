@@ -204,7 +204,7 @@ class UnpackSpec(DeviceSpec):
         fmt = FORMATS[self.weights]
         if not isinstance(fmt, BlockFormat):
             n = self.n_rows * self.n_cols
-            return DeviceSchedule(matrices.widen, (_FLOATS[self.weights], out), {"N": n, "TILE": 1024}, (1, 1024))
+            return DeviceSchedule(matrices.widen, (_FLOATS[self.weights], out), {"N": n, "TILE": 1024}, (1024,))
         constants: Constants = {"FORMAT": self.weights, "PLACES": padded(self.n_cols // fmt.block)}
         constants |= {"N_ROWS": self.n_rows, "TILE": 128}
         return DeviceSchedule(matrices.unpack, (*_PLANES, out), constants, (128, 1), 1)
