@@ -143,6 +143,7 @@ def generate_tokens(
         return
     tokens, limit, n_ctx = result.tokens, config.max_tokens, session.n_ctx
     chosen: int | None = None
+    on_device = sampler.is_argmax and session.engine.chooses
     last_rows: NDArray[np.float32] | None = None
     try:
         while len(tokens) != limit:
@@ -161,7 +162,7 @@ def generate_tokens(
             if session.n_past >= n_ctx:
                 result.finish_reason = "context"
                 return
-            if sampler.is_argmax and session.engine.chooses:
+            if on_device:
                 chosen = session.choose(token)
                 continue
             rows = session.eval((token,))

@@ -197,7 +197,7 @@ def test_cost_of_the_loop_per_token() -> None:
     row = np.zeros((1, N_VOCAB), np.float32)
     tokenizer = SimpleNamespace(spec=SimpleNamespace(eog_ids={EOS}))
     session: Any = SimpleNamespace(
-        engine=SimpleNamespace(tokenizer=tokenizer, n_vocab=N_VOCAB), n_ctx=10**6, n_past=1, ids=[],
+        engine=SimpleNamespace(tokenizer=tokenizer, n_vocab=N_VOCAB, chooses=False), n_ctx=10**6, n_past=1, ids=[],
         eval=lambda ids: row, truncate=lambda n: None,
     )  # fmt: skip
     best = float("inf")
