@@ -17,14 +17,16 @@ from aircompile.architectures.toolkit.attention import (
 )
 from aircompile.architectures.toolkit.builder import Builder
 from aircompile.architectures.toolkit.feed_forward import plain, read_width
+from aircompile.architectures.toolkit.hyperparameters import Hyperparameters
 from aircompile.architectures.toolkit.registry import family
 
 
 @family("apertus")
 def build(b: Builder) -> None:
     n_ff, heads = read_width(b), read_heads(b)
-    keys = ("xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps")
-    alpha_p, alpha_n, beta, eps = (b.hyper.numbers(key, -1e6, 1e6, b.n_layers) for key in keys)
+    # these keys are not under the architecture's name
+    xielu, keys = Hyperparameters(b.model, "xielu"), ("alpha_p", "alpha_n", "beta", "eps")
+    alpha_p, alpha_n, beta, eps = (xielu.numbers(key, -1e6, 1e6, b.n_layers) for key in keys)
     rope, norm = rotary(b, heads, "neox"), b.rms_norm()
     hidden = b.embedding()
     for layer in b.layers():

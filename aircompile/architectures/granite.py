@@ -18,13 +18,13 @@ def build(b: Builder) -> None:
     embedding_scale = b.hyper.number("embedding_scale", 0.0, 1e6, 0.0) or 1.0
     residual_scale = b.hyper.number("residual_scale", 0.0, 1e6, 0.0) or 1.0
     logit_scale = b.hyper.number("logit_scale", 1e-6, 1e6)
+    rope, norm = rotary(b, heads, "normal"), b.rms_norm()
     # the key that says whether scaled positions were trained stands for whether there are positions here
-    rope = rotary(b, heads, "normal") if b.hyper.flag("rope.scaling.finetuned", True) else None
-    norm = b.rms_norm()
+    rotates = b.hyper.flag("rope.scaling.finetuned", True)
     hidden = b.embedding(scale=embedding_scale)
     for _ in b.layers():
         q, k, v = project_qkv(b, norm(hidden, "attn_norm"), heads)
-        x = project_output(b, attend(b, q, k, v, heads, rope=rope))
+        x = project_output(b, attend(b, q, k, v, heads, rope=rope if rotates else None))
         hidden = b.residual(hidden, x, "attn_residual", residual_scale)
         x = gated(b, norm(hidden, "ffn_norm"), n_ff, "silu")
         hidden = b.residual(hidden, x, "ffn_residual", residual_scale)

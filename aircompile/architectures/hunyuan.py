@@ -23,7 +23,8 @@ from aircompile.architectures.toolkit.registry import family
 @family("hunyuan-dense")
 def build(b: Builder) -> None:
     n_ff, heads = read_width(b), read_heads(b)
-    rope, norm = rotary(b, heads, "neox"), b.rms_norm()
+    alpha = b.hyper.number("rope.scaling.alpha", 0.0, 1e9, 0.0)
+    rope, norm = rotary(b, heads, "neox", alpha), b.rms_norm()
     hidden = b.embedding()
     for _ in b.layers():
         q, k, v = project_qkv(b, norm(hidden, "attn_norm"), heads)

@@ -62,10 +62,10 @@ class Rotary:
         return self.builder.add(output, op, x)
 
 
-def rotary(b: Builder, heads: Heads, mode: RopeMode) -> Rotary:
+def rotary(b: Builder, heads: Heads, mode: RopeMode, alpha: float = 0.0) -> Rotary:
     """The model's rotary positions, by the `rope.*` keys and the tensors of factors, where the file has them."""
     dim = read_rope_dim(b, heads.head_dim)
-    return add_rope(b, heads.head_dim, mode, read_rope(b.hyper, dim, b.n_ctx_train), _factors(b))
+    return add_rope(b, heads.head_dim, mode, read_rope(b.hyper, dim, b.n_ctx_train, alpha), _factors(b))
 
 
 def local_rotary(b: Builder, heads: Heads, mode: RopeMode, default: float) -> Rotary:

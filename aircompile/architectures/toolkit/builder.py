@@ -35,8 +35,10 @@ class Builder:
 
     Attributes
     ----------
+    model
+        The file as it was read.
     hyper, tensors
-        The file's hyperparameters and tensors; what is never taken from them is an error at the end.
+        Its hyperparameters and tensors; what is never taken from them is an error at the end.
     n_embd, n_layers, n_ctx_train, n_vocab
         Hyperparameters that every family has.
     graph
@@ -48,7 +50,7 @@ class Builder:
     """
 
     def __init__(self, model: GGUFModel, architecture: str, ctx_size: int | None = None) -> None:
-        self.ctx_size = ctx_size
+        self.model, self.ctx_size = model, ctx_size
         self.hyper = Hyperparameters(model, architecture)
         self.tensors = TensorTable(model)
         self.n_layers = self.hyper.integer("block_count", MAX_LAYERS)

@@ -7,12 +7,20 @@ from aircompile.architectures.toolkit.limits import MAX_WIDTH
 from aircompile.operators import Activation, Function, Multiply, Slice
 
 
-def read_width(b: Builder) -> int:
-    """Width of the feed-forward sub-layers, which must be dense and of one width."""
+def read_widths(b: Builder) -> tuple[int, ...]:
+    """Width of the feed-forward sub-layer of each layer, which must be dense."""
     n_experts = b.hyper.integer("expert_count", MAX_WIDTH, low=0, default=0)
     if n_experts > 0:
         raise b.hyper.unsupported("expert_count", f"is {n_experts}: mixtures of experts are not supported")
-    return b.hyper.uniform_integer("feed_forward_length", MAX_WIDTH, b.n_layers)
+    return b.hyper.integers("feed_forward_length", MAX_WIDTH, b.n_layers)
+
+
+def read_width(b: Builder) -> int:
+    """Width of the feed-forward sub-layers, which must be dense and of one width."""
+    widths = read_widths(b)
+    if len(set(widths)) > 1:
+        raise b.hyper.unsupported("feed_forward_length", f"differs between layers ({min(widths)} to {max(widths)})")
+    return widths[0]
 
 
 def gated(b: Builder, x: str, n_ff: int, kind: Function) -> str:

@@ -30,12 +30,16 @@ def read_base(hyper: Hyperparameters, key: str, default: float) -> float:
     return hyper.number(key, 1.0 + 1e-6, 1e30, default)
 
 
-def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int) -> RopeInfo:
+def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int, alpha: float = 0.0) -> RopeInfo:
     """Frequencies of the `dim` rotating elements of a head, without the tensor of factors, which divides them later.
+
+    `alpha`, where it is not 0, stretches the slowest of them by that much and leaves the fastest (NTK-aware scaling).
 
     Raises ModelFileError or UnsupportedError naming the key.
     """
     base = read_base(hyper, "rope.freq_base", 10000.0)
+    if alpha and dim > 2:
+        base *= alpha ** (dim / (dim - 2))
     kind = hyper.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise hyper.unsupported("rope.scaling.type", f"is {kind!r:.80}; supported: none, linear, yarn, longrope")
