@@ -17,13 +17,14 @@ from aircompile.architectures.toolkit.attention import (
     add_rope,
     attend,
     project_output,
+    read_first_shared,
     read_rope_dim,
     read_windows,
     rotary,
 )
 from aircompile.architectures.toolkit.builder import Builder
 from aircompile.architectures.toolkit.feed_forward import gated, read_widths
-from aircompile.architectures.toolkit.limits import MAX_HEADS, MAX_LAYERS, MAX_WIDTH
+from aircompile.architectures.toolkit.limits import MAX_HEADS, MAX_WIDTH
 from aircompile.architectures.toolkit.per_layer import PerLayerInputs
 from aircompile.architectures.toolkit.registry import family
 from aircompile.architectures.toolkit.rope import plain_rope, read_base
@@ -55,10 +56,7 @@ class _Attention:
     def __init__(self, b: Builder, windows: tuple[int, ...]) -> None:
         self.builder, self.windows, self.norm = b, windows, b.rms_norm()
         self.heads = _read_heads(b, windows)
-        n_shared = b.hyper.integer("attention.shared_kv_layers", MAX_LAYERS, low=0, default=0)
-        self.first_shared = b.n_layers - n_shared
-        if n_shared and not {w > 0 for w in windows} <= {w > 0 for w in windows[: max(0, self.first_shared)]}:
-            raise b.hyper.error("attention.shared_kv_layers", f"is {n_shared}, which leaves nothing to share")
+        self.first_shared = read_first_shared(b, windows)
         self.ropes = {windowed: self._rope(windowed) for windowed in {w > 0 for w in windows}}
         self.kept: dict[bool, tuple[str, str]] = {}
         """Keys and values of the last layer that made some, by kind."""

@@ -22,11 +22,14 @@ from aircompile.operators.base import (
 from aircompile.operators.elementwise import Activation, Add, Function, Gate, GatedActivation, Multiply, Scale, Slice
 from aircompile.operators.products import MatMul
 from aircompile.operators.rows import Gather, Norm, NormKind, Quantize, SelectRows
+from aircompile.operators.streams import Combine, CutOff, MatchSize
 
 __all__ = [
     "Activation",
     "Add",
     "Attention",
+    "Combine",
+    "CutOff",
     "Dtype",
     "Function",
     "Gate",
@@ -34,6 +37,7 @@ __all__ = [
     "Gather",
     "Kind",
     "MatMul",
+    "MatchSize",
     "Multiply",
     "Norm",
     "NormKind",

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from airkernels.cpu import attention as attention_kernels
-from airkernels.cpu import elementwise, matmul_float, matmul_int, norms, pack, read_probe, rows
+from airkernels.cpu import elementwise, matmul_float, matmul_int, norms, pack, read_probe, rows, streams
 from airkernels.cpu import rope as rope_kernels
 from airkernels.cpu.attention import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
@@ -20,6 +20,7 @@ from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.matmul_int import MatmulShape
 from airkernels.cpu.norms import NormShape
 from airkernels.cpu.rope import RopeShape
+from airkernels.cpu.streams import CombineShape
 from airkernels.formats import FORMATS, BlockFormat
 from airschedules.records import MatmulTask
 from airschedules.rules import schedule_matmul
@@ -257,6 +258,68 @@ class SelectSpec(KernelSpec):
 
     def build(self, isa: VectorIsa) -> Program:
         return rows.select_rows(self.symbol, isa, self.n, self.in_stride, self.out_stride)
+
+
+@dataclass(frozen=True)
+class CombineSpec(KernelSpec):
+    """A sum of streams by coefficients of the row."""
+
+    combine: CombineShape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.combine.n,)
+
+    @property
+    def rate(self) -> str:
+        return "gated"
+
+    def build(self, isa: VectorIsa) -> Program:
+        return streams.combine(self.symbol, isa, self.combine)
+
+
+@dataclass(frozen=True)
+class MatchSizeSpec(KernelSpec):
+    """Rows scaled to the size of others."""
+
+    n: int
+    in_stride: int
+    target_stride: int
+    out_stride: int
+    least: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n,)
+
+    @property
+    def rate(self) -> str:
+        return "norm"
+
+    def build(self, isa: VectorIsa) -> Program:
+        strides = (self.in_stride, self.target_stride, self.out_stride)
+        return streams.match_size(self.symbol, isa, self.n, *strides, self.least)
+
+
+@dataclass(frozen=True)
+class CutOffSpec(KernelSpec):
+    """What lies some deviations above the mean of its row."""
+
+    n: int
+    in_stride: int
+    out_stride: int
+    deviations: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n,)
+
+    @property
+    def rate(self) -> str:
+        return "norm"
+
+    def build(self, isa: VectorIsa) -> Program:
+        return streams.cut_off(self.symbol, isa, self.n, self.in_stride, self.out_stride, self.deviations)
 
 
 @dataclass(frozen=True)

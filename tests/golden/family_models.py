@@ -132,6 +132,43 @@ def _apertus() -> FamilyModel:
     return FamilyModel("apertus", keys, shapes({**SPLIT, **NORMS, **HEAD_NORMS, **PLAIN}))
 
 
+def _gemma3n() -> FamilyModel:
+    """What llama.cpp takes as given (widths, sparse layers) is so here; it divides by n - 1 for the deviation."""
+    n_low, n_rank, n_streams = 256, 64, 4
+    keys = metadata(
+        **RMS,
+        block_count=5,
+        attention__key_length=HEAD_DIM,
+        attention__value_length=HEAD_DIM,
+        attention__sliding_window=12,
+        attention__sliding_window_pattern=[True, True, False, True, False],
+        attention__shared_kv_layers=0,
+        rope__freq_base=1e6,
+        rope__freq_base_swa=1e4,
+        embedding_length_per_layer_input=n_low,
+        altup__num_inputs=n_streams,
+        altup__active_idx=0,
+        activation_sparsity_scale=[1.6448533535003662 * math.sqrt(N_FF / (N_FF - 1))] * 5,
+        final_logit_softcapping=30.0,
+    )
+    parts = {
+        **SPLIT, **NORMS, **POST_NORMS, **HEAD_NORMS, **GATED,
+        "inp_gate": (n_low, N_EMBD), "proj": (N_EMBD, n_low), "post_norm": (N_EMBD,),
+        "altup_correct_coef": (n_streams, n_streams), "altup_correct_scale": (N_EMBD,),
+        "altup_predict_coef": (n_streams**2, n_streams), "altup_router": (n_streams, N_EMBD),
+        "altup_router_norm": (N_EMBD,), "laurel_l": (n_rank, N_EMBD), "laurel_r": (N_EMBD, n_rank),
+        "laurel_post_norm": (N_EMBD,),
+    }  # fmt: skip
+    top = {
+        "altup_proj.weight": (n_streams - 1, N_EMBD, N_EMBD),
+        "altup_unembd_proj.weight": (n_streams - 1, N_EMBD, N_EMBD),
+        "per_layer_token_embd.weight": (N_VOCAB, n_low * 5),
+        "per_layer_model_proj.weight": (n_low * 5, N_EMBD),
+        "per_layer_proj_norm.weight": (n_low,),
+    }
+    return FamilyModel("gemma3n", keys, shapes(parts, n_layers=5, tied=True) | top)
+
+
 MODELS: dict[str, FamilyModel] = {
     "gptneox": FamilyModel(
         "gptneox",
@@ -228,6 +265,7 @@ MODELS: dict[str, FamilyModel] = {
         shapes({**SPLIT, "attn_norm": (N_EMBD,), "post_attention_norm": (N_EMBD,), **GATED}),
     ),
     "apertus": _apertus(),
+    "gemma3n": _gemma3n(),
     "arcee": FamilyModel("arcee", metadata(**RMS), shapes({**SPLIT, **NORMS, **PLAIN})),
     "stablelm_parallel": FamilyModel(
         "stablelm",

@@ -19,8 +19,11 @@ from aircompile.operators import (
     Activation,
     Add,
     Attention,
+    Combine,
+    CutOff,
     GatedActivation,
     Gather,
+    MatchSize,
     MatMul,
     Multiply,
     Norm,
@@ -104,6 +107,16 @@ class Interpreter:
                 return inputs[0] + op.scale * inputs[1]
             case Scale() as op:
                 return inputs[0] * self.weights[op.weight]
+            case Combine() as op:
+                base, coefficients, *streams = inputs
+                factors = coefficients[:, op.first : op.first + len(streams)] + op.offset
+                return base + np.einsum("tj,jtn->tn", factors, np.stack(streams))
+            case MatchSize() as op:
+                x, target = ((v * v).mean(1, keepdims=True) for v in inputs)
+                return inputs[0] * np.sqrt(target / np.maximum(x, op.least))
+            case CutOff() as op:
+                mean, std = inputs[0].mean(1, keepdims=True), inputs[0].std(1, keepdims=True)
+                return np.maximum(inputs[0] - mean - op.deviations * std, 0)
             case SelectRows():
                 return inputs[0][self.output_rows]
             case Quantize():

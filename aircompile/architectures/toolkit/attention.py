@@ -117,6 +117,19 @@ def read_windows(b: Builder, period: int, default: int = 0) -> tuple[int, ...]:
     return tuple(window if period == 0 or layer % period < period - 1 else 0 for layer in range(b.n_layers))
 
 
+def read_first_shared(b: Builder, windows: tuple[int, ...], default: int = 0) -> int:
+    """From here on layers read the cache of the last one before of their kind, with window or without."""
+    key = "attention.shared_kv_layers"
+    n_shared = b.hyper.integer(key, MAX_LAYERS, low=0, default=default)
+    first = max(0, b.n_layers - n_shared)
+    if not {window > 0 for window in windows[first:]} <= {window > 0 for window in windows[:first]}:
+        raise b.hyper.error(key, f"is {n_shared}, which leaves nothing to share")
+    # files may keep what these layers do not use
+    for layer in range(first, b.n_layers):
+        b.tensors.ignore(rf"blk\.{layer}\.attn_(k|v|k_norm)\.weight")
+    return first
+
+
 def project_qkv(b: Builder, x: str, heads: Heads, clamp: float = 0.0) -> tuple[str, str, str]:
     """Queries, keys and values: products of their own, or one whose columns they share; within +-`clamp` if not 0."""
     q_width, k_width, v_width = heads.widths

@@ -99,13 +99,13 @@ class Hyperparameters:
         return float(value)
 
     def numbers(self, key: str, low: float, high: float, n: int) -> tuple[float, ...]:
-        """`n` finite numbers, one per layer, which may be stored as one for all."""
+        """`n` numbers within `low` to `high`, one per layer, which may be stored as one for all."""
         if not self.is_array(key):
             return (self.number(key, low, high),) * n
         value = np.asarray(self._get(key, None), np.float64)
         if value.shape != (n,):
             raise self.error(key, f"has {len(value)} entries for {n} layers")
-        if not (np.isfinite(value).all() and (value >= low).all() and (value <= high).all()):
+        if not ((value >= low) & (value <= high)).all():
             raise self.error(key, f"has an entry that is not within {low:g} to {high:g}")
         return tuple(value.tolist())
 

@@ -25,6 +25,17 @@ class TensorTable:
         self._take(name, (n_rows, n_cols))
         return name
 
+    def stack(self, name: str, count: int, n_rows: int, n_cols: int) -> list[str]:
+        """Take matrices that are stored as one tensor; returns a name for each."""
+        whole = self._take(name, (count, n_rows, n_cols))
+        size = whole.nbytes // count
+        names = [f"{name}[{i}]" for i in range(count)]
+        for i, part in enumerate(names):
+            self.taken[part] = dataclasses.replace(
+                whole, name=part, offset=whole.offset + i * size, nbytes=size, shape=(n_rows, n_cols)
+            )
+        return names
+
     def vector(self, name: str, n: int) -> str:
         """Take a vector, which kernels read as it stands: F32."""
         self._take(name, (n,))

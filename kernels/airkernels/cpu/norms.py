@@ -77,7 +77,7 @@ def norm(name: str, isa: VectorIsa, shape: NormShape) -> tirx.PrimFunc:
             weight, bias = vector(k, 1, shape.weight, group), vector(k, 3, shape.bias, group)
             mean: Expr = None
             if shape.kind == "layer":
-                mean = let(_mean(isa, n, lambda at, lanes, total: total + x.load(at, lanes)))
+                mean = let(mean_of(isa, n, lambda at, lanes, total: total + x.load(at, lanes)))
 
             def centred(at: Expr, lanes: int) -> Expr:
                 return x.load(at, lanes) if mean is None else x.load(at, lanes) - splat(mean, lanes)
@@ -86,7 +86,7 @@ def norm(name: str, isa: VectorIsa, shape: NormShape) -> tirx.PrimFunc:
                 value = let(centred(at, lanes))
                 return isa.fused_multiply_add(value, value, total)
 
-            size = square_root(_mean(isa, n, square) + const(shape.eps, "float32"))
+            size = square_root(mean_of(isa, n, square) + const(shape.eps, "float32"))
             scale = let(const(1.0, "float32") / size)
 
             def normal(at: Expr, lanes: int) -> Expr:
@@ -103,7 +103,7 @@ def norm(name: str, isa: VectorIsa, shape: NormShape) -> tirx.PrimFunc:
     return define(name, body)
 
 
-def _mean(isa: VectorIsa, n: int, accumulate: Callable[[Expr, int, Expr], Expr]) -> Expr:
+def mean_of(isa: VectorIsa, n: int, accumulate: Callable[[Expr, int, Expr], Expr]) -> Expr:
     """Mean over n columns of what `accumulate(column, lanes, sum so far)` adds."""
     lanes = lanes_dividing(n, isa)
     parts = next(p for p in (4, 2, 1) if n % (p * lanes) == 0)
