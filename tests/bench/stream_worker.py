@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 
 
-def air(plan: str, model: str, threads: str, tokens: str, ram: str, load_mode: str, ctx_size: str) -> dict[str, object]:
+def air(
+    plan: str, model: str, threads: str, tokens: str, ram: str, load_mode: str, ctx_size: str, disk: str
+) -> dict[str, object]:
+    """`disk`: bytes/s to predict with."""
     from airrun.engine import Engine
     from airrun.predict import predict
 
@@ -28,6 +32,7 @@ def air(plan: str, model: str, threads: str, tokens: str, ram: str, load_mode: s
         engine.session.eval([100 + i])
     seconds = time.perf_counter() - started
     after = engine.metrics()
+    priced = replace(engine.plan, cost=replace(engine.plan.cost, disk_bytes_per_s=float(disk)))
     waited = after.get("stalled_seconds", 0.0) - before.get("stalled_seconds", 0.0)
     return {
         "tokens_per_second": int(tokens) / seconds,
@@ -35,7 +40,7 @@ def air(plan: str, model: str, threads: str, tokens: str, ram: str, load_mode: s
         "streamed_per_pass": engine.sizes.residency.streamed_nbytes,
         "bytes_per_second": (after.get("streamed_bytes", 0.0) - before.get("streamed_bytes", 0.0)) / seconds,
         "stalled_share": waited / seconds,
-        "predicted": predict(engine.plan, sizes=engine.sizes).decode_tokens_per_second,
+        "predicted": predict(priced, sizes=engine.sizes).decode_tokens_per_second,
         "ledger": engine.sizes.total,
     }
 

@@ -2,14 +2,17 @@
 
     python tests/bench/streaming.py MODEL.gguf --ram 400MiB,600MiB [-c 512] [--peer-python PY] [--plot FILE.svg]
 
-For each budget, round by round: the rate of a plain sequential O_DIRECT read of the same file, then a run of ours,
-then one of llama.cpp (mmap, which is the mode of it that survives), each in a process of its own under a hard limit of
-that many bytes, the page cache included. Needs root for the limits; without, none is set and only ours is measured.
+For each budget, round by round: the rate of a plain sequential O_DIRECT read of the same file, that of reading it as
+the plan does, which the prediction is made with, then a run of ours, then one of llama.cpp (mmap, which is the mode of
+it that survives), each in a process of its own under a hard limit of that many bytes, the page cache included. Needs
+root for the limits; without, none is set and only ours is measured. How far the system reads ahead of a mapped file,
+which is all that llama.cpp depends on, is printed with the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import mmap
 import os
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +28,11 @@ from typing import Any
 
 from cgroup import MemoryGroup
 
+from airrun.plan.container import read_plan
 from airrun.profile import parse_bytes
 
 _HERE = Path(__file__).parent
-_READ_NBYTES = 16 << 20
+_READ_NBYTES, _PAGE = 16 << 20, 4096
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,14 @@ def build(model: Path, out: Path, ctx_size: int) -> Path:
 
 
 def measure(args: argparse.Namespace, plan: Path, budget: int) -> Row:
+    found_plan = read_plan(plan).plan
+    chunk = max(weight.chunk_panels * weight.panel_nbytes for weight in found_plan.weights) // _PAGE * _PAGE
     disk, ours, peaks, peer = [], [], [], []
     for i in range(args.rounds):
         disk.append(read_rate(args.model))
+        as_planned = read_rate(args.model, chunk, found_plan.stream.readers)
         job = [sys.executable, str(_HERE / "stream_worker.py"), "air", str(plan), str(args.model)]
-        job += [str(args.threads), str(args.n), str(budget), args.load_mode, str(args.ctx_size)]
+        job += [str(args.threads), str(args.n), str(budget), args.load_mode, str(args.ctx_size), str(as_planned)]
         found, peak = limited(job, budget)
         ours.append(found)
         peaks.append(peak)
@@ -101,18 +109,29 @@ def measure(args: argparse.Namespace, plan: Path, budget: int) -> Row:
     return Row(budget, statistics.median(disk), middle, max(peaks), statistics.median(rates) if rates else None)
 
 
-def read_rate(path: Path, seconds: float = 2.0) -> float:
-    """Bytes/s of reading a file from its start, past the page cache, one large read after the other."""
+def read_rate(path: Path, chunk: int = _READ_NBYTES, readers: int = 1, seconds: float = 2.0) -> float:
+    """Bytes/s of reading a file in order, past the page cache."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    try:
-        buffer = mmap.mmap(-1, _READ_NBYTES)
-        total, started = 0, time.perf_counter()
-        size = os.fstat(fd).st_size // _READ_NBYTES * _READ_NBYTES
-        while (elapsed := time.perf_counter() - started) < seconds:
-            total += os.preadv(fd, [buffer], total % size)
-        return total / elapsed
-    finally:
-        os.close(fd)
+    size = os.fstat(fd).st_size // chunk * chunk
+    offsets = (i * chunk % size for i in itertools.count())
+    lock = threading.Lock()
+    total = [0] * readers
+    started = time.perf_counter()
+
+    def read(i: int) -> None:
+        buffer = mmap.mmap(-1, chunk)
+        while time.perf_counter() - started < seconds:
+            with lock:
+                offset = next(offsets)
+            total[i] += os.preadv(fd, [buffer], offset)
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(fd)
+    return sum(total) / (time.perf_counter() - started)
 
 
 def forget(path: Path) -> None:
@@ -162,7 +181,14 @@ def show(model: Path, rows: list[Row]) -> None:
                 f"{row.peer:.3f}: {rate / row.peer:.1f}x" if row.peer else "-",
             ]
         )
-    show_table(model.name, header, table)
+    show_table(f"{model.name}{read_ahead(model)}", header, table)
+
+
+def read_ahead(path: Path) -> str:
+    """How far the system reads ahead on the disk of a file, where it says so."""
+    device = os.stat(path).st_dev
+    knob = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/read_ahead_kb")
+    return f" (read ahead of mapped files: {knob.read_text().strip()} KiB)" if knob.is_file() else ""
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ from airrun.errors import UsageError, WeightFileError
 from airrun.plan.container import read_plan
 
 PROMPT = IDS[:9]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where whoever started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_read_error_names_file_offset_and_reason_and_is_survived(
@@ -117,7 +126,7 @@ def test_an_error_while_loading(open_streamed: Open, disk: FaultyDisk) -> None:
         engine.session.eval(PROMPT)
 
 
-def test_ctrl_c_in_the_middle_of_a_pass(resident: Engine, open_streamed: Open) -> None:
+def test_ctrl_c_in_the_middle_of_a_pass(resident: Engine, open_streamed: Open, ctrl_c: None) -> None:
     engine = open_streamed(0.3)
     engine.session.eval(PROMPT)
 
