@@ -1,6 +1,6 @@
 """One run of an engine in a process of its own, for `streaming.py`: decodes a few tokens and prints a line of JSON.
 
-python stream_worker.py air   PLAN MODEL THREADS TOKENS RAM LOAD_MODE CTX_SIZE
+python stream_worker.py air   PLAN MODEL THREADS TOKENS RAM LOAD_MODE CTX_SIZE DISK
 python stream_worker.py llama MODEL THREADS TOKENS CTX_SIZE
 """
 

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--peer-tokens", type=int, default=3, help="tokens that llama.cpp decodes per run")
     parser.add_argument("--peer-rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plot", type=Path, help="draw tokens/s over the budget into this SVG file")
+    parser.add_argument("--plot", type=Path, help="draw tokens/s over the budget into this SVG file (needs matplotlib)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plan = args.plan or build(args.model, Path(folder) / "bench.plan.bin", args.ctx_size)
@@ -78,7 +78,7 @@ def main() -> None:
     if args.plot:
         from plot import plot
 
-        args.plot.write_text(plot(args.model.stem, rows))
+        plot(args.model.stem, rows, args.plot)
 
 
 def build(model: Path, out: Path, ctx_size: int) -> Path:
