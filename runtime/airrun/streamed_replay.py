@@ -68,13 +68,23 @@ class StreamedReplay:
 
     def _run_bounded(self, address: int, n_calls: int) -> None:
         """Run calls that read rows themselves: no reader does that for them, whom they could wait for only so long."""
-        running = threading.Thread(target=self._team.run, args=(address, n_calls), daemon=True)
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self._team.run(address, n_calls)
+            except BaseException as error:  # handed over to the thread that waits
+                errors.append(error)
+
+        running = threading.Thread(target=run, daemon=True)
         running.start()
         running.join(stream.TIMEOUT_S)
         if running.is_alive():
             table = self._plan.tensors[next(gathered(self._plan))]
             path = self._files.paths[table.file]
             raise WeightFileError(f"{path}: the disk did not answer within {stream.TIMEOUT_S} s for rows of a table")
+        if errors:
+            raise errors[0]
 
     def metrics(self, running: float) -> dict[str, float]:
         """What was read, in `running` seconds, and how long workers waited for it."""

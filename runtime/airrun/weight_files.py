@@ -103,13 +103,15 @@ class WeightFiles:
     def check(self) -> None:
         """Find out whether a file was changed since it was opened.
 
-        One that was replaced by another of its name is still the old one here.
+        One that was replaced by another of its name is still the old one here, and closed ones cannot be told.
 
         Raises
         ------
         WeightFileError
             It was written to or cut off.
         """
+        if not self._finalizer.alive:
+            return
         for path, fd, state in zip(self.paths, self.descriptors, self._states, strict=True):
             if self._state(fd) != state:
                 raise WeightFileError(f"{path}: was changed while the model was running")

@@ -19,7 +19,7 @@ from streamed_model import IDS, FaultyDisk, Open, budget, rechunked
 
 from airrun import stream, weight_files
 from airrun.engine import Engine
-from airrun.errors import UsageError, WeightFileError
+from airrun.errors import PlanError, UsageError, WeightFileError
 from airrun.plan.container import read_plan
 
 PROMPT = IDS[:9]
@@ -185,6 +185,15 @@ def test_a_closed_engine_leaves_no_threads_and_no_files(open_streamed: Open) -> 
     assert threading.active_count() == before[0]
     # a library each stays loaded, and the fixture holds the plans, which are mapped
     assert len(os.listdir("/proc/self/fd")) <= before[1] + 6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.5])
+def test_an_engine_can_be_closed_while_it_loads_and_is_closed_then(open_streamed: Open, share: float) -> None:
+    for mode in ("direct", "buffered", "mmap"):
+        engine = open_streamed(share, load_mode=mode)
+        engine.close()
+        with pytest.raises(PlanError, match="the engine is closed"):
+            engine.session.eval(PROMPT)
 
 
 def test_the_command_reports_one_line(home: Path, model: Path, tmp_path: Path) -> None:

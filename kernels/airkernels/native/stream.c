@@ -21,8 +21,9 @@ static void fail(volatile uint64_t *failure, int32_t where, int32_t reason) {
     __atomic_compare_exchange_n(failure, &none, found, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 
-/* Waits until `*word` is `wanted`; false if the stream ended first. `timeout_s` 0 is none. */
-static int await(struct air_stream *s, volatile int32_t *word, int32_t wanted, int32_t chunk, int32_t timeout_s) {
+/* Waits until `*word` is `wanted`; false if the stream ended first. A worker of `team` waits only so long, and not once
+ * the team was cancelled; a reader (null) waits for ever. */
+static int await(struct air_stream *s, volatile int32_t *word, int32_t wanted, int32_t chunk, struct air_team *team) {
     for (int i = 0; i < SPINS; i++) {
         if (LOAD(*word) == wanted) return 1;
         air_relax();
@@ -31,14 +32,14 @@ static int await(struct air_stream *s, volatile int32_t *word, int32_t wanted, i
     for (;;) {
         int32_t seen = LOAD(*word);
         if (seen == wanted) break;
-        if (LOAD(s->stop) || LOAD(s->failure)) return 0;
+        if (LOAD(s->stop) || LOAD(s->failure) || (team && LOAD(team->cancelled))) return 0;
         air_sleep(word, seen, &LOOK_AGAIN);
-        if (timeout_s && air_nanoseconds() - started > (uint64_t)timeout_s * 1000000000u) {
+        if (team && air_nanoseconds() - started > (uint64_t)s->timeout_s * 1000000000u) {
             fail(&s->failure, chunk, ERRNO_TIMEDOUT);
             return 0;
         }
     }
-    if (timeout_s) ADD(s->stalled_ns, air_nanoseconds() - started);
+    if (team) ADD(s->stalled_ns, air_nanoseconds() - started);
     return 1;
 }
 
@@ -93,7 +94,7 @@ void air_reader(struct air_stream *s) {
         uint64_t number = __atomic_fetch_add(&s->next, 1, __ATOMIC_ACQ_REL);
         struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
         int32_t index = (int32_t)(number % (uint64_t)s->n_chunks);
-        if (!await(s, &slot->free, (int32_t)number, index, 0)) return;
+        if (!await(s, &slot->free, (int32_t)number, index, NULL)) return;
         if (!is_skipped(s, number)) {
             const struct air_chunk *chunk = &s->chunks[index];
             int32_t failed = load(s, chunk, buffer_of(s, number));
@@ -126,7 +127,7 @@ char *air_stream_use(struct air_team *team, const struct air_fetch *fetch) {
     struct air_stream *s = team->stream;
     uint64_t number = number_of(team, s, fetch->chunk);
     struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
-    if (await(s, &slot->ready, (int32_t)(number + 1), fetch->chunk, s->timeout_s)) return buffer_of(s, number);
+    if (await(s, &slot->ready, (int32_t)(number + 1), fetch->chunk, team)) return buffer_of(s, number);
     STORE(team->cancelled, 1);
     return NULL;
 }
