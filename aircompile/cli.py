@@ -130,6 +130,18 @@ def _probe(args: Namespace) -> int:
     return run(args)
 
 
+def _tune_arguments(parser: OptionParser) -> None:
+    from aircompile.tune_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _tune(args: Namespace) -> int:
+    from aircompile.tune_command import run
+
+    return run(args)
+
+
 def _demo(args: Namespace) -> int:
     from aircompile.demo_command import run
 
@@ -141,5 +153,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[OptionParser], None], Callable[[Namesp
     "explain": ("show where a plan's bytes and time go", _explain_arguments, _explain),
     "targets": ("list the machines that --target knows", _no_arguments, _targets),
     "probe": ("measure this machine and write its profile", _probe_arguments, _probe),
+    "tune": ("measure kernels on this machine's GPU for later builds", _tune_arguments, _tune),
     "demo": ("fetch a small model, compile it and run it", _no_arguments, _demo),
 }

@@ -15,7 +15,7 @@ from airrun.isa import machine, select_level
 from airrun.ledger import processors, sizes_of
 from airrun.machine import available_ram
 from airrun.options import OptionParser
-from airrun.plan.container import LoadedPlan, read_plan
+from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.plan.schema import Plan
 
@@ -82,6 +82,7 @@ def diagnose(
         _checked("weights", lambda: _weights(loaded, model)),
         _checked("threads", lambda: _threads(plan, threads)),
         _checked("memory", lambda: _memory(plan, threads, ctx_size, ram)),
+        *([_checked("gpu", lambda: _gpu(loaded, ctx_size))] if has_device_plan(plan) else []),
     ]
 
 
@@ -133,3 +134,28 @@ def _memory(plan: Plan, threads: int | None, ctx_size: int | None, ram: int | No
     if needed - sizes.kv <= available:
         return "warning", f"{text}: a long conversation will not fit; -c/--ctx-size sets a smaller context"
     return "problem", text
+
+
+def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str]:
+    """The plan's part for GPUs; the processor does where there is none, so nothing here is a problem."""
+    from airrun.cuda.driver import Device, available
+    from airrun.cuda.programs import select_library
+    from airrun.cuda.sizes import device_sizes
+    from airrun.plan.device import device_plan
+
+    part = device_plan(loaded)
+    assert part is not None
+    code = f"the plan has code for {', '.join(library.arch for library in part.libraries)}"
+    missing = available()
+    if missing is not None:
+        return "warning", f"{code}; {missing}: the processor will do"
+    gpu = Device()
+    try:
+        library = select_library(part, gpu.arch)
+        sizes, free = device_sizes(loaded.plan, part, ctx_size=ctx_size), gpu.free_memory()[0]
+        sizes.require(free, gpu.name)
+        return "ok", f"{gpu.name} runs its {library.arch}, needs {sizes.total >> 20} of {free >> 20} MiB free"
+    except AirError as error:
+        return "warning", f"{error}"
+    finally:
+        gpu.close()

@@ -15,7 +15,7 @@ from airrun.errors import PlanError
 from airrun.isa import LEVELS, missing, select_level
 from airrun.ledger import Sizes, gathered, sizes_of
 from airrun.options import OptionParser
-from airrun.plan.container import LoadedPlan, read_plan
+from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.schema import Kernel, Library, Plan, Program, Step
 from airrun.predict import CONTEXT, predict
 
@@ -106,7 +106,16 @@ def describe(
         "kernels": _kernels(plan),
         "programs": [_program(plan, program, all_steps) for program in plan.programs],
         "prediction": asdict(predict(plan, context, sizes)),
+        "gpu": _device(loaded, ctx_size),
     }
+
+
+def _device(loaded: LoadedPlan, ctx_size: int | None) -> dict[str, Any] | None:
+    if not has_device_plan(loaded.plan):
+        return None
+    from airrun.explain_device import describe_device
+
+    return describe_device(loaded, ctx_size)
 
 
 def ledger(plan: Plan, sizes: Sizes) -> dict[str, Any]:

@@ -31,6 +31,24 @@ def render(found: dict[str, Any]) -> None:
     for program in found["programs"]:
         _program(program, table)
     _prediction(found["prediction"])
+    if found["gpu"] is not None:
+        _gpu(found["gpu"], table)
+
+
+def _gpu(found: dict[str, Any], table: Table) -> None:
+    """The part for GPUs. The prediction is the processor's."""
+    table("Code for GPUs", ["architecture", "bytes", "state"],
+          [[each["arch"], size(each["nbytes"]), "" if each["checked"] else "compiled, not run"]
+           for each in found["libraries"]])  # fmt: skip
+    rows = [[name, size(nbytes)] for name, nbytes in found["memory"].items()]
+    table("Memory of the GPU", ["purpose", "bytes"], [*rows, ["all", size(found["total"])]])
+    chosen = [
+        [_kernel(kernel), _calls(kernel["calls"]), f"{arch}: {entry['schedule']}", entry["reason"]]
+        for kernel in found["kernels"]
+        for arch, entry in kernel["schedules"].items()
+        if entry["reason"]
+    ]
+    table("Kernels of GPUs with a choice of tiling", ["kernel", "calls", "tiling", "why"], chosen)
 
 
 def show_table(title: str, header: Sequence[str], rows: Rows) -> None:

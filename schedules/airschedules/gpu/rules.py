@@ -73,7 +73,7 @@ def measured(task: ProductTask, arch: str) -> ProductConfig | None:
     if record is None:
         return None
     reason = f"tuning record: {record.microseconds:.1f} us on {record.device}"
-    return _config(task, record.rows, record.tile, record.columns, reason)
+    return configure(task, record.rows, record.tile, record.columns, reason)
 
 
 def float_matrix(task: ProductTask, arch: str) -> ProductConfig | None:
@@ -94,7 +94,7 @@ def enough_in_flight(task: ProductTask, arch: str) -> ProductConfig | None:
     columns = _columns(task.n_cols // fmt.block)
     tile = max(columns, 32)
     rows = 4 if fmt.block == 32 else max(1, 64 // tile)
-    return _config(task, rows, tile, columns, f"no record for {arch}: as was fastest for other shapes on an H200")
+    return configure(task, rows, tile, columns, f"no record for {arch}: as was fastest for other shapes on an H200")
 
 
 def _columns(n_blocks: int) -> int:
@@ -117,22 +117,26 @@ def schedule_product(task: ProductTask, arch: str) -> ProductConfig:
     raise AssertionError("the last rule always applies")
 
 
-def candidates(task: ProductTask, arch: str) -> list[tuple[int, int, int]]:
+def candidates(task: ProductTask) -> list[tuple[int, int, int]]:
     """(rows, tile, columns) worth measuring; the rules' choice comes first."""
-    chosen = enough_in_flight(task, arch)
+    chosen = enough_in_flight(task, "")
     assert chosen is not None
     n_blocks = task.n_cols // FORMATS[task.fmt].block
+    # words of a lane before they spill: small blocks leave room for more rows
+    limit = 512 if FORMATS[task.fmt].block == 32 else 128
     tried = [(chosen.rows, chosen.tile, chosen.columns)]
     for tile in (32, 64, 128):
         for columns in (8, 16, 32, 64, 128):
-            for rows in (1, 2, 4):
+            for rows in (1, 2, 4, 8):
                 wasted = -(-n_blocks // columns) * columns / n_blocks
-                if columns <= tile and wasted <= 1.25 and tile // columns <= 4 and rows * tile <= 256:
+                fits = columns <= tile <= 4 * columns and rows * tile <= limit
+                if fits and wasted <= 1.25 and 4 * columns >= chosen.columns:
                     tried.append((rows, tile, columns))
     return list(dict.fromkeys(tried))
 
 
-def _config(task: ProductTask, rows: int, tile: int, columns: int, reason: str) -> ProductConfig:
+def configure(task: ProductTask, rows: int, tile: int, columns: int, reason: str) -> ProductConfig:
+    """A configuration of a quantized matrix."""
     fmt = FORMATS[task.fmt]
     assert isinstance(fmt, BlockFormat)
     n_tiles = -(-(task.n_cols // fmt.block) // columns)

@@ -9,7 +9,7 @@ from airkernels.triton import attention, gemm, matrices, product, rows, sample
 from airkernels.triton.build import Constants
 from airkernels.triton.layout import RowLayout, padded
 from airrun.plan.device import CHOSEN_RING
-from airschedules.gpu.rules import ProductTask, schedule_flash, schedule_gemm, schedule_product, splits
+from airschedules.gpu.rules import ProductConfig, ProductTask, schedule_flash, schedule_gemm, schedule_product, splits
 from airschedules.gpu.schedule import DeviceSchedule, DeviceSpec
 
 CELLS = 64
@@ -93,6 +93,10 @@ class ProductSpec(DeviceSpec):
         return (self.n_rows, self.n_cols)
 
     def schedule(self, arch: str) -> DeviceSchedule:
+        return self.configured(schedule_product(ProductTask(self.weights, self.kind, self.n_rows, self.n_cols), arch))
+
+    def configured(self, config: ProductConfig) -> DeviceSchedule:
+        """The product under a configuration."""
         fmt = FORMATS[self.weights]
         x_stride = RowLayout(self.kind, self.n_cols, fmt.block).nbytes // 4
         constants: Constants = {
@@ -104,7 +108,6 @@ class ProductSpec(DeviceSpec):
             "ACCUMULATE": self.accumulate,
             "BIAS": self.bias,
         }
-        config = schedule_product(ProductTask(self.weights, self.kind, self.n_rows, self.n_cols), arch)
         if isinstance(fmt, BlockFormat):
             constants |= {"FORMAT": self.weights, "KIND": self.kind, "ROWS": config.rows, "TILE": config.tile}
             constants |= {"COLUMNS": config.columns, "UNROLL": config.unroll}
