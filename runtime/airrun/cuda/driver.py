@@ -33,8 +33,8 @@ def _driver() -> Any:
         raise CudaError('cuda-bindings is not installed: pip install "aircompile[cuda]"') from None
     try:
         (status,) = driver.cuInit(0)
-    except Exception as error:  # cuda-bindings looks for the driver's library at the first call, and has its own errors
-        raise CudaError(f"no NVIDIA driver: {str(error).splitlines()[0]}") from None
+    except Exception:  # cuda-bindings looks for the driver's library at the first call, and has its own errors
+        raise CudaError("no NVIDIA driver is installed") from None
     if status != driver.CUresult.CUDA_SUCCESS:
         raise CudaError(f"no usable NVIDIA GPU: {status.name}")
     return driver
