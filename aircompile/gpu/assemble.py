@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from aircompile.codegen import Progress
 from aircompile.gpu.calls import DECODE, Axis, DeviceCall, DeviceMatrix
 from aircompile.gpu.codegen import CHECKED, compile_binaries
-from aircompile.gpu.lowering import DeviceLowering, input_array, lower_for_device
+from aircompile.gpu.lowering import DeviceLowering, input_array
+from aircompile.gpu.operators import lower_for_device
 from aircompile.graph import Graph, Operator
 from aircompile.lowering import Caches, Pointer
 from aircompile.memory_plan import Placement, place

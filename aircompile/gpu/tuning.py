@@ -8,7 +8,7 @@ from pathlib import Path
 from aircompile.architectures import build_graph
 from aircompile.frontends.gguf import read_gguf
 from aircompile.gpu.calls import DECODE
-from aircompile.gpu.lowering import lower_for_device
+from aircompile.gpu.operators import lower_for_device
 from aircompile.lowering import plan_caches
 from aircompile.passes import run_passes
 from aircompile.passes.options import PassOptions
