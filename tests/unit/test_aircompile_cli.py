@@ -128,7 +128,7 @@ def test_refusals_are_one_line_and_leave_nothing(
         (["build", "m", "--tune", "half"], "invalid choice: 'half'"),
         (["build", "m", "--kv-type", "q8"], "invalid choice: 'q8'"),
         (["build", "m", "--vram", "1"], "unrecognized arguments: --vram 1"),
-        (["tune", "m"], "unknown command 'tune'"),
+        (["tune", "m"], "the following arguments are required: --target"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(

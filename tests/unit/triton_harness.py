@@ -205,13 +205,19 @@ class _Operation:
 
 
 def machines() -> list[Any]:
-    """Parameters of a fixture: the interpreter, and a GPU, which is asked for by ``-m gpu``."""
+    """Parameters of a fixture: the interpreter, and a GPU where there is one (``-m gpu`` alone)."""
     return [pytest.param(Interpreter, id="interpreter"), pytest.param(Gpu, id="gpu", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(scope="module", params=machines())
 def machine(request: pytest.FixtureRequest) -> Machine:
     kind: Callable[[], Machine] = request.param
+    if kind is Gpu:
+        from airrun.cuda.driver import available
+
+        missing = available()
+        if missing is not None:
+            pytest.skip(missing)
     return kind()
 
 
