@@ -53,6 +53,7 @@ class Tables:
         for _phase, low in parts.lowered:
             self.weights |= low.weights
         self.weight_index = {name: i for i, name in enumerate(self.weights)}
+        self.states = {name: i for i, name in enumerate(parts.caches.states)}
         self.buffers = {name: i for i, name in enumerate(parts.placements)}
         self.specs: list[KernelSpec] = specs_of(parts.lowered)
         self.kernels = {spec: i for i, spec in enumerate(self.specs)}
@@ -69,6 +70,8 @@ class Tables:
             index = schema.INPUTS.index(pointer.name)
         elif pointer.space == "kv":
             index = int(pointer.name)
+        elif pointer.space == "state":
+            index = self.states[pointer.name]
         return schema.Operand(pointer.space, index, pointer.offset)
 
     def step(self, call: Call) -> schema.Step:
@@ -129,6 +132,7 @@ def assemble(
         buffers=tuple(schema.Buffer(name, p.offset, p.nbytes) for name, p in parts.placements.items()),
         arena_nbytes=parts.arena_nbytes,
         kv=_cache(parts.caches),
+        states=tuple(schema.StateCache(name, state.nbytes) for name, state in parts.caches.states.items()),
         rope=schema.Rope(
             n_pairs=sum(rope.dim // 2 for rope in hyper.ropes),
             inverse_frequency=names.index("rope.inverse_frequency"),

@@ -7,7 +7,7 @@ import dataclasses
 from aircompile.graph import Operator
 from aircompile.lowering.calls import Pointer
 from aircompile.lowering.lowering import Lowering, lowers
-from aircompile.operators import Activation, Add, GatedActivation, Multiply, Scale, Slice
+from aircompile.operators import Activation, Add, Bias, Concat, GatedActivation, Multiply, Scale, Slice
 from airkernels.cpu.elementwise import RowShape
 from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec
 
@@ -19,6 +19,12 @@ def _row(low: Lowering, operator: Operator) -> RowShape:
     (out,) = operator.outputs
     strides = tuple(low.stride_of(value) for value in operator.inputs)
     return RowShape(low.graph.values[out].width, strides, low.stride_of(out), _CHUNK, low.digits(out))
+
+
+def _with_vector(low: Lowering, operator: Operator) -> RowShape:
+    """The shape with a tensor as the second input, the same for every row."""
+    row = _row(low, operator)
+    return dataclasses.replace(row, strides=(*row.strides, 0))
 
 
 def _emit(low: Lowering, operator: Operator, spec: ElementwiseSpec, *inputs: Pointer) -> None:
@@ -44,15 +50,34 @@ def _add(low: Lowering, operator: Operator, op: Add) -> None:
 
 @lowers(Multiply)
 def _multiply(low: Lowering, operator: Operator, op: Multiply) -> None:
-    _emit(low, operator, MultiplySpec(_row(low, operator), False))
+    a, b = (low.graph.values[value].width for value in operator.inputs)
+    _emit(low, operator, MultiplySpec(_row(low, operator), a // b))
+
+
+@lowers(Bias)
+def _bias(low: Lowering, operator: Operator, op: Bias) -> None:
+    spec = AddSpec(_with_vector(low, operator), 1.0)
+    _emit(low, operator, spec, low.value(operator.inputs[0]), low.vector(op.weight))
 
 
 @lowers(Scale)
 def _scale(low: Lowering, operator: Operator, op: Scale) -> None:
-    row = _row(low, operator)
-    row = dataclasses.replace(row, strides=(*row.strides, 0))
-    spec = MultiplySpec(row, low.graph.weights[op.weight].shape == (1,))
+    row = _with_vector(low, operator)
+    spec = MultiplySpec(row, row.n // low.graph.weights[op.weight].shape[0])
     _emit(low, operator, spec, low.value(operator.inputs[0]), low.vector(op.weight))
+
+
+@lowers(Concat)
+def _concat(low: Lowering, operator: Operator, op: Concat) -> None:
+    (out,) = operator.outputs
+    column = 0
+    for value in operator.inputs:
+        width = low.graph.values[value].width
+        row = RowShape(width, (low.stride_of(value),), low.stride_of(out), _CHUNK)
+        pointers = {0: low.value(value), 2: low.value(out, column)}
+        last = value is operator.inputs[-1]
+        low.emit(operator, ActivationSpec(row, "scale", (1.0,)), pointers, tasks=-(-width // _CHUNK), sync=last)
+        column += width
 
 
 @lowers(Slice)

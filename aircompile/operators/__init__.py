@@ -19,8 +19,27 @@ from aircompile.operators.base import (
     is_integer_format,
     quantized_dtype,
 )
-from aircompile.operators.elementwise import Activation, Add, Function, Gate, GatedActivation, Multiply, Scale, Slice
+from aircompile.operators.elementwise import (
+    Activation,
+    Add,
+    Bias,
+    Concat,
+    Function,
+    Gate,
+    GatedActivation,
+    Multiply,
+    Scale,
+    Slice,
+)
 from aircompile.operators.products import MatMul
+from aircompile.operators.recurrence import (
+    CausalConvolution,
+    LinearAttention,
+    Rule,
+    SelectiveScan,
+    Stateful,
+    TokenShift,
+)
 from aircompile.operators.rows import Gather, Norm, NormKind, Quantize, SelectRows
 from aircompile.operators.streams import Combine, CutOff, MatchSize
 
@@ -28,7 +47,10 @@ __all__ = [
     "Activation",
     "Add",
     "Attention",
+    "Bias",
+    "CausalConvolution",
     "Combine",
+    "Concat",
     "CutOff",
     "Dtype",
     "Function",
@@ -36,6 +58,7 @@ __all__ = [
     "GatedActivation",
     "Gather",
     "Kind",
+    "LinearAttention",
     "MatMul",
     "MatchSize",
     "Multiply",
@@ -48,9 +71,13 @@ __all__ = [
     "RopeStore",
     "Rounding",
     "Rows",
+    "Rule",
     "Scale",
     "SelectRows",
+    "SelectiveScan",
     "Slice",
+    "Stateful",
+    "TokenShift",
     "Value",
     "Weights",
     "is_integer_format",

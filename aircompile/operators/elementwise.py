@@ -9,7 +9,20 @@ from typing import Literal
 from aircompile.operators.base import Kind, Op, Rounding, Value, Weights, arity, floats, same_kind, vector
 
 Function = Literal[
-    "silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "sigmoid", "tanh", "xielu", "scale", "clamp", "softcap"
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "gelu_quick",
+    "relu",
+    "relu2",
+    "sigmoid",
+    "tanh",
+    "exp",
+    "softplus",
+    "xielu",
+    "scale",
+    "clamp",
+    "softcap",
 ]
 Gate = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "sigmoid", "swiglu_oai"]
 
@@ -43,7 +56,24 @@ class GatedActivation(Rounding):
 
 
 @dataclass(frozen=True)
-class _Pairwise(Op):
+class Multiply(Op):
+    """Element-wise product of inputs (a, b); an element of a narrower b stands for an equal group of columns of a."""
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        arity(inputs, 2)
+        a, b = map(floats, inputs)
+        if a.width % b.width:
+            raise ValueError(f"{a.width} columns ({a.name}) are not {b.width} equal groups ({b.name})")
+        same_kind(b, b.width, a.rows)
+        return (Kind(a.width, a.rows, "float32"),)
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """``a + scale * b`` of inputs (a, b)."""
+
+    scale: float = 1.0
+
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 2)
         a = floats(inputs[0])
@@ -52,20 +82,8 @@ class _Pairwise(Op):
 
 
 @dataclass(frozen=True)
-class Multiply(_Pairwise):
-    """Element-wise product of two values."""
-
-
-@dataclass(frozen=True)
-class Add(_Pairwise):
-    """``a + scale * b`` of inputs (a, b)."""
-
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Scale(Op):
-    """Every element times that of `weight` in its column, or times the only element of `weight`."""
+class Bias(Op):
+    """Every element plus that of `weight` in its column."""
 
     weight: str
 
@@ -75,9 +93,36 @@ class Scale(Op):
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
         x = floats(inputs[0])
-        if weights[self.weight].shape != (1,):
-            vector(weights, self.weight, x.width)
+        vector(weights, self.weight, x.width)
         return (Kind(x.width, x.rows, "float32"),)
+
+
+@dataclass(frozen=True)
+class Scale(Op):
+    """Every element times that of `weight` in its column, or in its equal group of columns where there are fewer."""
+
+    weight: str
+
+    def tensors(self) -> tuple[str, ...]:
+        return (self.weight,)
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        arity(inputs, 1)
+        x = floats(inputs[0])
+        (n,) = weights[self.weight].shape
+        if x.width % n:
+            raise ValueError(f"{x.width} columns ({x.name}) are not {n} equal groups ({self.weight})")
+        return (Kind(x.width, x.rows, "float32"),)
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """The columns of all inputs, one input after the other."""
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        for value in inputs:
+            same_kind(floats(value), value.width, inputs[0].rows)
+        return (Kind(sum(value.width for value in inputs), inputs[0].rows, "float32"),)
 
 
 @dataclass(frozen=True)

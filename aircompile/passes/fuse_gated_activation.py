@@ -21,7 +21,7 @@ def fuse_gated_activation(graph: Graph, options: PassOptions) -> Graph:
             gate = graph.producer(value)
             if gate is None or not isinstance(gate.op, Activation) or graph.only_consumer(value) is None or up == value:
                 continue
-            if gate.op.kind not in _GATES:
+            if gate.op.kind not in _GATES or graph.values[value].width != graph.values[up].width:
                 continue
             op = GatedActivation(_GATES[gate.op.kind], gate.op.parameters)
             inputs = (gate.inputs[0], up)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from airrun.kv_cache import BlockList
+    from airrun.kv_cache import SequenceMemory
 
     Positions = npt.NDArray[np.int64]
     Embeddings = npt.NDArray[np.float32]
@@ -22,8 +22,8 @@ class BatchSequence:
 
     Attributes
     ----------
-    blocks
-        Its place in the KV cache, with room for the new cells.
+    memory
+        Its place in the KV cache and among the states, with room for the new cells.
     first_cell
         Cells it already has: the first new token goes there.
     token_ids
@@ -34,7 +34,7 @@ class BatchSequence:
         Indices into the new tokens whose logits are wanted.
     """
 
-    blocks: BlockList
+    memory: SequenceMemory
     first_cell: int
     token_ids: Sequence[int] | None
     outputs: Sequence[int] = ()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from airrun.batch import Batch
     from airrun.generate import GenerateConfig
-    from airrun.kv_cache import BlockList
+    from airrun.kv_cache import SequenceMemory
     from airrun.session import Session
     from airrun.tokenizer import Tokenizer
 
@@ -69,11 +69,13 @@ class Engine:
         self._loading = Loading(weights, self._files, self._team, self.load_mode, keep_maps=self.streams)
 
         from airrun.executor import Executor
-        from airrun.kv_cache import BlockPool
+        from airrun.kv_cache import BlockPool, StatePool
 
         self.pool = BlockPool(plan.kv, sizes.kv_blocks)
+        self.states = StatePool(plan.states, sizes.state_slots)
+        memory = (self.pool, self.states)
         self._executor = Executor(
-            loaded, library, sizes, self._team, weights, self._files, self.pool, self._loading, self.load_mode
+            loaded, library, sizes, self._team, weights, self._files, memory, self._loading, self.load_mode
         )
 
     @classmethod
@@ -173,11 +175,11 @@ class Engine:
         return self._executor.run(batch)
 
     @property
-    def decode(self) -> Callable[[BlockList, int, int], npt.NDArray[np.float32]]:
-        """`Executor.decode`: `run` for one token of one sequence, to which (blocks, cell, token id) are given."""
+    def decode(self) -> Callable[[SequenceMemory, int, int], npt.NDArray[np.float32]]:
+        """`Executor.decode`: `run` for one token of one sequence, to which (memory, cell, token id) are given."""
         return self._executor.decode
 
-    def choose(self, blocks: BlockList, cell: int, token: int) -> int:
+    def choose(self, memory: SequenceMemory, cell: int, token: int) -> int:
         """The most likely token after `token`, which becomes the one at `cell` of a sequence; only if `chooses`."""
         raise NotImplementedError
 

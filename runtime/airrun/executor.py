@@ -10,7 +10,7 @@ import numpy as np
 from airrun.batch import Batch
 from airrun.bind import Binder, BoundProgram
 from airrun.errors import PlanError
-from airrun.kv_cache import BlockList, BlockPool
+from airrun.kv_cache import BlockPool, SequenceMemory, StatePool
 from airrun.ledger import Sizes
 from airrun.loading import Loading
 from airrun.memory import Region
@@ -56,13 +56,13 @@ class Executor:
         team: Team,
         weights: Weights,
         files: WeightFiles,
-        pool: BlockPool,
+        memory: tuple[BlockPool, StatePool],
         loading: Loading,
         load_mode: LoadMode,
     ) -> None:
         plan = loaded.plan
         # The native calls hold bare addresses: what they point into must live as long as they do.
-        self.plan, self._team, self._pool, self._weights, self._library = plan, team, pool, weights, library
+        self.plan, self._team, self._memory, self._weights, self._library = plan, team, memory, weights, library
         self._files = files
         self._loading: Loading | None = loading
         self.max_tokens, self.max_sequences = sizes.max_tokens, sizes.parallel
@@ -82,7 +82,8 @@ class Executor:
             "buffer": [self._arena.address + b.offset * n for b in plan.buffers],
             "constant": [self._constants.address + c.offset for c in plan.constants],
             "input": self._inputs.addresses,
-            "kv": pool.addresses,
+            "kv": memory[0].addresses,
+            "state": memory[1].addresses,
             "logits": [self._logits.address],
             "scratch": [self._scratch.address],
         }
@@ -119,7 +120,7 @@ class Executor:
         )
         return StreamedReplay(self.plan, self._team, source, self._files)
 
-    def decode(self, blocks: BlockList, cell: int, token: int) -> Logits:
+    def decode(self, memory: SequenceMemory, cell: int, token: int) -> Logits:
         """`run` for one token of one sequence, whose logits are wanted.
 
         Between two tokens the weights have passed through all caches, so that every line of code and data that is
@@ -129,7 +130,7 @@ class Executor:
         program = self._decode
         if program.rows != (1, 1):
             program.set_rows(1, 1)
-        self._inputs.write_one(blocks, cell, token)
+        self._inputs.write_one(memory, cell, token)
         filled = perf_counter()
         self._replay(program, 0, program.n_calls)
         ended = perf_counter()
@@ -212,7 +213,7 @@ class Executor:
         for row, sequence in enumerate(batch.sequences):
             n = sequence.n
             self._inputs.write(row, at, n, sequence.first_cell, sequence.positions)
-            self._inputs.block_table[row] = sequence.blocks.table
+            self._inputs.write_memory(row, at, n, sequence.first_cell, sequence.memory)
             if sequence.embeddings is not None:
                 self._hidden[at : at + n] = sequence.embeddings
             else:
@@ -233,6 +234,9 @@ class Executor:
         self._row = self._logits_view(1)
 
 
+_OF_A_TOKEN = ("token_ids", "cells", "sequences", "output_rows", "state_slots")
+"""Inputs with one number per token."""
+
 _AHEAD = 64
 """Positions whose rotary angles are computed together while single tokens are decoded."""
 
@@ -250,6 +254,7 @@ class _Inputs:
         arrays = {name: self._region.array(i.dtype, i.shape, i.offset) for name, i in sizes.inputs.items()}
         self.token_ids, self.cells, self.sequences = arrays["token_ids"], arrays["cells"], arrays["sequences"]
         self.output_rows, self.rope, self.block_table = arrays["output_rows"], arrays["rope"], arrays["block_table"]
+        self.state_slots = arrays["state_slots"]
         frequency, axis, magnitude = (plan.constants[i] for i in (rope.inverse_frequency, rope.axis, rope.magnitude))
         self._frequency = constants.array("<f8", frequency.shape, frequency.offset)
         self._axis = constants.array("<i4", axis.shape, axis.offset)
@@ -263,16 +268,17 @@ class _Inputs:
             offset = sizes.inputs[name].offset
             return memory[offset : offset + 4 * n].cast("i")
 
-        self._one = [words(name, 1) for name in ("token_ids", "cells", "sequences", "output_rows")]
+        self._one = [words(name, 1) for name in _OF_A_TOKEN]
         self._one_table = words("block_table", plan.kv.max_blocks)
         self._one_rope = words("rope", 2 * rope.n_pairs)
         self._ahead, self._ahead_from = self._one_rope, -_AHEAD
 
-    def write_one(self, blocks: BlockList, cell: int, token: int) -> None:
+    def write_one(self, memory: SequenceMemory, cell: int, token: int) -> None:
         """`write` for a batch of one token, at position `cell`."""
-        token_id, its_cell, sequence, output_row = self._one
+        token_id, its_cell, sequence, output_row, state_slot = self._one
         token_id[0], its_cell[0], sequence[0], output_row[0] = token, cell, 0, 0
-        self._one_table[:] = blocks.row
+        state_slot[0] = memory.slot if cell else -1 - memory.slot
+        self._one_table[:] = memory.row
         ahead = cell - self._ahead_from
         if not 0 <= ahead < _AHEAD:
             rows = np.empty((_AHEAD, *self.rope.shape[1:]), np.float32)
@@ -291,6 +297,13 @@ class _Inputs:
         else:
             place = positions[self._axis].T
         self._rotate(place, self.rope[at : at + n])
+
+    def write_memory(self, row: int, at: int, n: int, first_cell: int, memory: SequenceMemory) -> None:
+        """Say where the cache and the states of these tokens are."""
+        self.block_table[row] = memory.table
+        self.state_slots[at : at + n] = memory.slot
+        if first_cell == 0:
+            self.state_slots[at] = -1 - memory.slot
 
     def _rotate(self, place: npt.NDArray[np.int64], rope: npt.NDArray[np.float32]) -> None:
         """Cosines and sines, float32 [n, 2, pairs], of positions [n, pairs or 1]."""

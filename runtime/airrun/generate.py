@@ -247,7 +247,7 @@ def _prefill(
     if len(ids) > session.n_ctx:
         raise UsageError(f"the prompt has {len(ids)} tokens, but the context holds {session.n_ctx}: raise --ctx-size")
     # The last prompt token is always evaluated: its logits are what is wanted.
-    reused = min(common_prefix(session.ids, ids), len(ids) - 1)
+    reused = session.keepable(min(common_prefix(session.ids, ids), len(ids) - 1))
     session.truncate(reused)
     result.prompt_tokens, result.reused_tokens = len(ids), reused
     if cancel is None:

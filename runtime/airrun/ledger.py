@@ -85,6 +85,9 @@ class Sizes:
         Of one output row.
     kv_blocks, kv
         Blocks of the cache, and bytes over all layers; taken page by page as the context fills.
+    state_slots, states
+        Sequences that states are kept of, and bytes of all their states: one more than can be full at once, so that
+        logits of another text can be had beside them.
     """
 
     library: Library
@@ -107,6 +110,8 @@ class Sizes:
     logits: int
     kv_blocks: int
     kv: int
+    state_slots: int
+    states: int
 
     @property
     def inputs_nbytes(self) -> int:
@@ -124,6 +129,7 @@ class Sizes:
             "tensors always in memory": self.pinned,
             "rows of embeddings": self.rows,
             f"KV cache, {self.ctx_size} tokens": self.kv,
+            f"states of {self.state_slots} sequences": self.states,
             f"activations, {self.max_tokens} tokens": self.arena,
             f"scratch, {threads}": self.scratch,
             "inputs": self.inputs_nbytes,
@@ -212,6 +218,7 @@ class _Run:
     def sizes(self, max_tokens: int, residency: Residency, budget: int | None) -> Sizes:
         plan, streams = self.plan, residency.streams
         blocks = self.parallel * -(-self.ctx_size // plan.kv.block_cells)
+        slots = self.parallel + 1 if plan.states else 0
         panel = max((weight.panel_nbytes for weight in plan.weights), default=0)
         return Sizes(
             library=self.library,
@@ -234,6 +241,8 @@ class _Run:
             logits=4 * plan.model.logits_stride,
             kv_blocks=blocks,
             kv=kv_nbytes(plan.kv, blocks),
+            state_slots=slots,
+            states=slots * sum(state.nbytes for state in plan.states),
         )
 
     def within(self, budget: int) -> Sizes:
@@ -296,6 +305,7 @@ def _inputs(plan: Plan, n: int, max_sequences: int) -> dict[str, InputArray]:
         "output_rows": ("<i4", (n,)),
         "rope": ("<f4", (n, 2, plan.rope.n_pairs)),
         "block_table": ("<i4", (max_sequences, plan.kv.max_blocks)),
+        "state_slots": ("<i4", (n,)),
     }
     arrays, at = {}, 0
     for name in INPUTS:

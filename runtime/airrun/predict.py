@@ -59,6 +59,7 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
     if not known:
         cost = _on_this_machine(cost)
     cells = -(-context // plan.kv.block_cells) * sum(layer.block_nbytes for layer in plan.kv.layers)
+    states = 2 * sum(state.nbytes for state in plan.states)  # read and written
     prefill = cost.prefill_macs_per_s / cost.macs_per_token if cost.macs_per_token else 0.0
     disk = cost.disk_bytes_per_s
     load = sum(file.nbytes for file in plan.files) / disk if disk else None
@@ -71,7 +72,7 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
     unknown = sizes is not None and sizes.residency.streams and not disk
     seconds = {
         "weights": cost.weight_nbytes_per_token / cost.ram_bytes_per_s,
-        "cache": cells / cost.ram_bytes_per_s,
+        "cache": (cells + states) / cost.ram_bytes_per_s,
         "other": cost.decode_overhead_s,
     }
     total = sum(seconds.values())

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from airrun.batch import Batch, BatchSequence
 from airrun.errors import UsageError
-from airrun.kv_cache import BlockList
+from airrun.kv_cache import SequenceMemory
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from airrun.engine import Engine
 
+T = TypeVar("T")
+
 
 class Session:
     """State of one conversation of an engine.
 
+    Keys and values of tokens can be dropped from the end. The states of recurrent models cannot go back: where some but
+    not all tokens are taken from such a session, what is left is evaluated again before anything is added to it.
+
     Attributes
     ----------
     ids
-        Tokens whose keys and values are in the cache.
+        Tokens of the context.
     n_ctx
         Most tokens it can hold.
     """
@@ -32,7 +37,16 @@ class Session:
         self.engine = engine
         self.ids: list[int] = []
         self.n_ctx = engine.n_ctx
-        self._blocks = BlockList(engine.pool)
+        self._memory = SequenceMemory(engine.pool, engine.states)
+        self._lost = False  # the states are not those after `ids`
+
+    @property
+    def _recurrent(self) -> bool:
+        return bool(self.engine.states.specs)
+
+    def keepable(self, n: int) -> int:
+        """How many of the first `n` tokens `truncate` keeps without having to evaluate them again."""
+        return n if not self._lost and (n == len(self.ids) or not self._recurrent) else 0
 
     @property
     def n_past(self) -> int:
@@ -70,25 +84,27 @@ class Session:
             raise
 
     def _eval_one(self, token: int) -> npt.NDArray[np.float32]:
-        n_past = len(self.ids)
-        if not 0 <= token < self.engine.n_vocab or n_past >= self.n_ctx:
-            self._check([token])
-        if n_past >= self._blocks.n_cells:
-            self._blocks.reserve(n_past + 1)
-        logits = self.engine.decode(self._blocks, n_past, token)
-        self.ids.append(token)  # not before: it is no part of the context if the evaluation was broken off
-        return logits
+        return self._append(token, self.engine.decode)
 
     def choose(self, token: int) -> int:
         """Append a token and return the most likely one after it, where the engine `chooses`; raises as `eval` does."""
+        return self._append(token, self.engine.choose)
+
+    def _append(self, token: int, run: Callable[[SequenceMemory, int, int], T]) -> T:
         n_past = len(self.ids)
         if not 0 <= token < self.engine.n_vocab or n_past >= self.n_ctx:
             self._check([token])
-        if n_past >= self._blocks.n_cells:
-            self._blocks.reserve(n_past + 1)
-        chosen = self.engine.choose(self._blocks, n_past, token)
-        self.ids.append(token)
-        return chosen
+        if self._lost:
+            self._evaluate_again()
+        if n_past >= self._memory.n_cells:
+            self._memory.reserve(n_past + 1)
+        try:
+            result = run(self._memory, n_past, token)
+        except BaseException:
+            self._lost = self._recurrent and n_past > 0
+            raise
+        self.ids.append(token)  # not before: it is no part of the context if the evaluation was broken off
+        return result
 
     def _eval_pieces(self, ids: Sequence[int], all_logits: bool) -> npt.NDArray[np.float32]:
         limit = self.engine.max_outputs if all_logits else self.engine.max_batch
@@ -107,10 +123,22 @@ class Session:
         They count as part of the session at once: where the run fails, `truncate` takes them back.
         """
         self._check(ids)
+        if self._lost:
+            self._evaluate_again()
         first = len(self.ids)
-        self._blocks.reserve(first + len(ids))
+        self._memory.reserve(first + len(ids))
         self.ids.extend(ids)
-        return BatchSequence(self._blocks, first, ids, outputs)
+        return BatchSequence(self._memory, first, ids, outputs)
+
+    def _evaluate_again(self) -> None:
+        """Bring the states to where `ids` are."""
+        ids, self.ids, self._lost = self.ids, [], False
+        try:
+            for i in range(0, len(ids), self.engine.max_batch):
+                self.engine.run(Batch([self.extend(ids[i : i + self.engine.max_batch], [])]))
+        except BaseException:
+            self.ids, self._lost = ids, True
+            raise
 
     def _check(self, ids: Sequence[int]) -> None:
         if not len(ids):
@@ -127,28 +155,27 @@ class Session:
         """Keep the first `n` tokens."""
         if not 0 <= n <= len(self.ids):
             raise UsageError(f"cannot keep {n} of {len(self.ids)} tokens")
+        if n < len(self.ids):
+            self._lost = self._recurrent and n > 0
         del self.ids[n:]
-        self._blocks.keep(n)
+        self._memory.keep(n)
 
     def reset(self) -> None:
         """Forget everything."""
         self.truncate(0)
 
     def save_state(self) -> tuple[dict[str, Any], list[memoryview]]:
-        """The cache's contents: a description, and the bytes of each block, layer by layer."""
-        spec = self.engine.pool.spec
+        """The session's memory: a description, and the bytes of each block, layer by layer, and of each state."""
+        if self._lost:
+            self._evaluate_again()
         meta = {
-            "n_blocks": len(self._blocks.blocks),
-            "block_nbytes": [layer.block_nbytes for layer in spec.layers],
+            "n_blocks": len(self._memory.blocks),
+            "block_nbytes": [layer.block_nbytes for layer in self.engine.pool.spec.layers],
+            "state_nbytes": [state.nbytes for state in self.engine.states.specs],
             "layout": self.engine.pool.layout,
             "ids": list(self.ids),
         }
-        parts = [
-            self.engine.pool.contents(layer, block).data
-            for layer in range(len(spec.layers))
-            for block in self._blocks.blocks
-        ]
-        return meta, parts
+        return meta, [part.data for part in self._contents()]
 
     def load_state(self, meta: dict[str, Any], payload: memoryview) -> None:
         """Restore what `save_state` gave.
@@ -166,15 +193,25 @@ class Session:
         self._check(ids)
         n_blocks = -(-len(ids) // spec.block_cells)
         sizes = [layer.block_nbytes for layer in spec.layers]
-        layout = self.engine.pool.layout
-        if (meta.get("block_nbytes"), meta.get("n_blocks"), meta.get("layout")) != (sizes, n_blocks, layout):
+        states = [state.nbytes for state in self.engine.states.specs]
+        found = tuple(meta.get(name) for name in ("n_blocks", "block_nbytes", "state_nbytes", "layout"))
+        if found != (n_blocks, sizes, states, self.engine.pool.layout):
             raise UsageError("the saved session belongs to another model, cache type or device")
-        if len(payload) != n_blocks * sum(sizes):
+        if len(payload) != n_blocks * sum(sizes) + sum(states):
             raise UsageError("the saved session is incomplete")
-        self._blocks.reserve(len(ids))
+        self._memory.reserve(len(ids))
         data, at = np.frombuffer(payload, np.uint8), 0
         for layer, nbytes in enumerate(sizes):
-            for block in self._blocks.blocks:
+            for block in self._memory.blocks:
                 self.engine.pool.write(layer, block, data[at : at + nbytes])
                 at += nbytes
+        for i, nbytes in enumerate(states):
+            self.engine.states.contents(i, self._memory.slot)[:] = data[at : at + nbytes]
+            at += nbytes
         self.ids = list(ids)
+
+    def _contents(self) -> list[npt.NDArray[np.uint8]]:
+        """The memory of the session: its blocks, cache by cache, then its states."""
+        pool, states, memory = self.engine.pool, self.engine.states, self._memory
+        blocks = [pool.contents(layer, block) for layer in range(len(pool.spec.layers)) for block in memory.blocks]
+        return blocks + [states.contents(i, memory.slot) for i in range(len(states.specs)) if memory.slot >= 0]

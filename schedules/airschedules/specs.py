@@ -236,12 +236,12 @@ class AddSpec(ElementwiseSpec):
 
 @dataclass(frozen=True)
 class MultiplySpec(ElementwiseSpec):
-    """a * b, or a times the only element of b."""
+    """a * b, where every element of b stands for `group` columns."""
 
-    single: bool
+    group: int
 
     def build(self, isa: VectorIsa) -> Program:
-        return elementwise.multiply(self.symbol, isa, self.row, self.single)
+        return elementwise.multiply(self.symbol, isa, self.row, self.group)
 
 
 @dataclass(frozen=True)

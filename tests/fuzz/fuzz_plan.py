@@ -35,7 +35,7 @@ from airrun.errors import PlanError
 from airrun.plan.chunks import chunks_of
 from airrun.plan.codec import PLAN_CODEC
 from airrun.plan.container import LoadedPlan, content_digest, decode_plan, encode_plan
-from airrun.plan.schema import Plan
+from airrun.plan.schema import INPUTS, Plan
 
 SECONDS_PER_CASE = 5.0  # a clean answer takes 2 ms
 MEMORY_LIMIT = 4 << 30
@@ -223,7 +223,7 @@ def check_chunks(plan: Plan) -> None:
 def check_program(plan: Plan, n: int, program: Any) -> None:
     """Follow every operand of a batch of `n` tokens and one output, in memory allocated as the plan says."""
     arena = plan.arena_nbytes * n
-    per_token = {"token_ids": 4, "cells": 4, "sequences": 4, "output_rows": 4, "rope": 8 * plan.rope.n_pairs}
+    per_token = {"rope": 8 * plan.rope.n_pairs}
     assert 0 < arena < 1 << 63
     assert sum(layer.block_nbytes for layer in plan.kv.layers) * plan.kv.max_blocks < 1 << 63
     assert plan.kv.max_blocks * plan.kv.block_cells >= plan.choice.ctx_size
@@ -254,6 +254,8 @@ def check_program(plan: Plan, n: int, program: Any) -> None:
                     assert begin % 64 == 0
                 case "kv":
                     assert operand.offset < plan.kv.layers[i].block_nbytes
+                case "state":
+                    assert operand.offset < plan.states[i].nbytes
                 case "logits":
                     assert (i, step.rows) == (0, "outputs")
                     assert operand.offset < 4 * plan.model.logits_stride
@@ -261,7 +263,7 @@ def check_program(plan: Plan, n: int, program: Any) -> None:
                     assert i == 0
                     assert all(operand.offset < library.scratch_nbytes for library in plan.libraries)
                 case "input":
-                    name = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table")[i]
+                    name = INPUTS[i]
                     assert operand.offset < per_token.get(name, 4)
                     assert name != "output_rows" or step.rows == "outputs"
                 case space:

@@ -42,8 +42,6 @@ REFUSED = {
     "jamba": "architecture 'jamba'",
     "lfm2": "architecture 'lfm2'",
     "llama4": "architecture 'llama4'",
-    "mamba": "architecture 'mamba'",
-    "mamba2": "architecture 'mamba2'",
     "mixtral": "mixtures of experts",
     "olmoe": "architecture 'olmoe'",
     "qwen2moe": "architecture 'qwen2moe'",

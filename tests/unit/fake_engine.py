@@ -87,6 +87,9 @@ class FakeSession:
         self.evaluated += len(ids)
         return self.engine.logits_of(self.ids)[None]
 
+    def keepable(self, n: int) -> int:
+        return n
+
     def truncate(self, n: int) -> None:
         assert 0 <= n <= len(self.ids)
         del self.ids[n:]

@@ -25,6 +25,7 @@ from airrun.plan.schema import (
     Program,
     Rope,
     Segment,
+    StateCache,
     Step,
     Stream,
     Tensor,
@@ -75,7 +76,20 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
     hidden, normed, qkv, attention, ffn = (Operand("buffer", i, 0) for i in range(5))
     inputs = {name: Operand("input", i, 0) for i, name in enumerate(INPUTS)}
 
-    names = ("embed", "norm", "head_norm", "qkv", "store", "attend", "out", "gate_up", "down", "head", "pack_q4_0_64")
+    names = (
+        "embed",
+        "norm",
+        "head_norm",
+        "qkv",
+        "store",
+        "attend",
+        "out",
+        "gate_up",
+        "scan",
+        "down",
+        "head",
+        "pack_q4_0_64",
+    )
     names += ("pack_q4_0_160", "pack_q8_0_64")
     kernels = tuple(Kernel(n, n, "Q4_0", (16, 64), "panels 1x4", "the last rule: always applies") for n in names)
 
@@ -111,6 +125,7 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
             cache = Operand("kv", layer, 0)
             where = (inputs["cells"], inputs["sequences"], inputs["block_table"])
             scratch = Operand("scratch", 0, 0)
+            state = (Operand("state", 0, 0), inputs["state_slots"])
             steps += [
                 step("norm", layer, tokens, hidden, n[0], normed, group=1),
                 step("qkv", layer, tokens, w[0], normed, qkv, tasks=8),
@@ -119,6 +134,7 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
                 step("out", layer, tokens, w[1], attention, hidden, scratch),
                 step("norm", layer, tokens, hidden, n[1], normed, group=1),
                 step("gate_up", layer, tokens, w[2], normed, ffn, tasks=20),
+                step("scan", layer, tokens, hidden, *state),
                 step("down", layer, tokens, w[3], replace(ffn, offset=640), hidden),
             ]
         final = (Operand("weight", len(weights) - 1, 0), hidden, Operand("logits", 0, 0), inputs["output_rows"])
@@ -148,6 +164,7 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         buffers=tuple(buffers),
         arena_nbytes=arena,
         kv=KvCache(32, N_CTX // 32, "float16", (KvLayer(N_KV_HEADS, HEAD_DIM, HEAD_DIM, blocks),) * n_layers),
+        states=(StateCache("scan", 4 * N_EMBD),),
         rope=Rope(HEAD_DIM // 2, 0, 1, 2, 1),
         kernels=kernels,
         programs=(program("decode", 1), program("batch", 8), program("prefill", 512)),

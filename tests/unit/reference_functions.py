@@ -32,6 +32,8 @@ _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "relu2": lambda x: np.maximum(x, 0) ** 2,
     "sigmoid": sigmoid,
     "tanh": np.tanh,
+    "exp": lambda x: np.exp(np.clip(x, -87, 88)),  # beyond which a float32 ends
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
     "scale": lambda x, factor: x * factor,
     "clamp": lambda x, low, high: np.clip(x, low, high),
     "softcap": lambda x, cap: cap * np.tanh(x / cap),

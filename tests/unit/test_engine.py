@@ -24,7 +24,7 @@ from airrun.engine import Engine
 from airrun.errors import AirError, ModelFileError, PlanError, UsageError
 from airrun.generate import GenerateConfig
 from airrun.isa import LEVELS, host_levels
-from airrun.kv_cache import BlockList
+from airrun.kv_cache import SequenceMemory
 from airrun.session import Session
 from airrun.session_file import load_session, save_session
 
@@ -310,9 +310,9 @@ def embedding_rows(model: Path, ids: list[int]) -> Any:
 
 
 def batch_sequence(engine: Engine, n: int, **inputs: Any) -> BatchSequence:
-    blocks = BlockList(engine.pool)
-    blocks.reserve(n)
-    return BatchSequence(blocks, 0, outputs=range(n), **inputs)
+    memory = SequenceMemory(engine.pool, engine.states)
+    memory.reserve(n)
+    return BatchSequence(memory, 0, outputs=range(n), **inputs)
 
 
 @pytest.mark.parametrize("n", [1, 5, 11])
@@ -320,7 +320,7 @@ def test_embeddings_do_as_well_as_ids(engine: Engine, model: Path, n: int) -> No
     expected = engine.logits(TEXT[:n])
     given = batch_sequence(engine, n, token_ids=None, embeddings=embedding_rows(model, TEXT[:n]))
     assert same(engine.run(Batch([given])).copy(), expected)
-    given.blocks.keep(0)
+    given.memory.keep(0)
 
 
 def test_embeddings_and_ids_do_not_mix(plan: Path, model: Path) -> None:
@@ -337,7 +337,7 @@ def test_positions_are_cell_numbers_unless_given(engine: Engine) -> None:
         positions = np.arange(shift, shift + n)[None]
         given = batch_sequence(engine, n, token_ids=TEXT, positions=positions)
         got = engine.run(Batch([given])).copy()
-        given.blocks.keep(0)
+        given.memory.keep(0)
         assert same(got, expected) == equal
         # rotary positions are relative: a shift of all of them changes rounding only
         assert np.abs(got - expected).max() < 0.2

@@ -151,9 +151,10 @@ def cost(**changes: Any) -> Any:
 
 
 def test_the_prediction_by_hand() -> None:
-    # 100 kB at 10 GB/s, 10 us beyond, and two layers of four blocks (of 32 cells) of the cache
+    # 100 kB at 10 GB/s, 10 us beyond, two layers of four blocks (of 32 cells) of the cache, a state read and written
     plan = cost()
-    cache = 4 * sum(layer.block_nbytes for layer in plan.kv.layers) / 1e10
+    block, state = sum(layer.block_nbytes for layer in plan.kv.layers) / 1e10, 2 * 256 / 1e10
+    cache = 4 * block + state
     found = predict(plan, 128)
     assert found.decode_tokens_per_second == pytest.approx(1 / (1e-5 + 1e-5 + cache))
     assert found.decode_seconds == pytest.approx({"weights": 1e-5, "cache": cache, "other": 1e-5})
@@ -162,7 +163,7 @@ def test_the_prediction_by_hand() -> None:
     assert found.prefill_tokens_per_second == pytest.approx(500_000) and found.prefill_bound == "compute"
     assert found.load_seconds == pytest.approx(plan.files[0].nbytes / 1e9)
     assert predict(cost(decode_overhead_s=1e-3), 0).decode_bound == "compute"
-    assert predict(plan, 129).decode_seconds["cache"] == pytest.approx(cache * 5 / 4)
+    assert predict(plan, 129).decode_seconds["cache"] == pytest.approx(5 * block + state)
 
 
 def test_without_rates_this_machines_count_or_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +173,7 @@ def test_without_rates_this_machines_count_or_nothing_is_said(tmp_path: Path, mo
     assert (found.decode_tokens_per_second, found.decode_bound, found.load_seconds) == (None, "unknown", None)
     (tmp_path / "host.toml").write_text(measured_host().to_toml())
     found = predict(plan, 0)
-    assert found.decode_tokens_per_second == pytest.approx(20e9 / 100_000) and found.upper_limit
+    assert found.decode_tokens_per_second == pytest.approx(20e9 / (100_000 + 2 * 256)) and found.upper_limit
     (tmp_path / "host.toml").write_text("nonsense")
     assert predict(plan).decode_tokens_per_second is None
 
@@ -190,8 +191,9 @@ def test_sizes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # a row of the embedding per token of the batch; 5 norms of 64 floats
     assert sizes.rows == 512 * 68 and sizes.pinned == 5 * 256
     assert sizes.inputs["block_table"].shape == (3, plan.kv.max_blocks)
-    # token ids, cells, sequences, output rows; cosines and sines; block table
-    assert sizes.inputs_nbytes == 4 * 2048 + 512 * 2 * 8 * 4 + 192
+    # token ids, cells, sequences, output rows, slots of states; cosines and sines; block table
+    assert sizes.inputs_nbytes == 5 * 2048 + 512 * 2 * 8 * 4 + 192
+    assert sizes.state_slots == 4 and sizes.states == 4 * 256
     for wrong in ({"threads": 0}, {"threads": 1025}, {"ctx_size": 0}, {"ctx_size": 513}, {"parallel": 0}):
         with pytest.raises(UsageError):
             sizes_of(plan, library=plan.libraries[0], **wrong)  # type: ignore[arg-type]

@@ -199,6 +199,7 @@ def test_cost_of_the_loop_per_token() -> None:
     session: Any = SimpleNamespace(
         engine=SimpleNamespace(tokenizer=tokenizer, n_vocab=N_VOCAB, chooses=False), n_ctx=10**6, n_past=1, ids=[],
         eval=lambda ids: row, truncate=lambda n: None,
+        keepable=lambda n: n,
     )  # fmt: skip
     best = float("inf")
     for _ in range(5):

@@ -26,6 +26,8 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
     "relu2": (),
     "sigmoid": (),
     "tanh": (),
+    "exp": (),
+    "softplus": (),
     "xielu": (0.9, 1.3, 0.5, -1e-6),
     "scale": (0.37,),
     "clamp": (-1.5, 2.0),
@@ -53,9 +55,11 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             programs[f"gate_{kind}{n}"] = gated(f"gate_{kind}{n}", isa, two, kind, parameters)
         for i, factor in enumerate(SCALES):
             programs[f"add{i}_{n}"] = add(f"add{i}_{n}", isa, two, factor)
-        programs[f"multiply{n}"] = multiply(f"multiply{n}", isa, two, False)
-        programs[f"vector{n}"] = multiply(f"vector{n}", isa, same, False)
-        programs[f"single{n}"] = multiply(f"single{n}", isa, same, True)
+        programs[f"multiply{n}"] = multiply(f"multiply{n}", isa, two, 1)
+        programs[f"vector{n}"] = multiply(f"vector{n}", isa, same, 1)
+        for group in (n // 3, 3):
+            programs[f"groups{group}_{n}"] = multiply(f"groups{group}_{n}", isa, two, group)
+        programs[f"single{n}"] = multiply(f"single{n}", isa, same, n)
     return Kernels(request.param, programs, tmp_path_factory.mktemp("kernels"))
 
 
@@ -140,6 +144,10 @@ def test_products(kernels: Kernels, n: int) -> None:
     assert np.array_equal(run(kernels, f"multiply{n}", n, strided(a, stride(n)), strided(b, n + 7)), a * b)
     assert np.array_equal(run(kernels, f"vector{n}", n, strided(a, stride(n)), Memory(b[0])), a * b[0])
     assert np.array_equal(run(kernels, f"single{n}", n, strided(a, stride(n)), Memory(b[0, :1])), a * b[0, 0])
+    for group in (n // 3, 3):
+        few = np.ascontiguousarray(b[:, : n // group])
+        got = run(kernels, f"groups{group}_{n}", n, strided(a, stride(n)), strided(few, n + 7))
+        assert np.array_equal(got, a * np.repeat(few, group, axis=1))
 
 
 def test_the_reference_itself() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 from aircompile.frontends.gguf import GGUFModel, TensorInfo
@@ -49,12 +50,15 @@ class TensorTable:
             )
         return name
 
+    def flat(self, name: str, *shape: int) -> str:
+        """Take a tensor of F32 that kernels read row after row, as a vector."""
+        self.taken[name] = dataclasses.replace(self._take(name, shape), shape=(math.prod(shape),))
+        return self._float(name)
+
     def group_vector(self, name: str, groups: int, n: int) -> str:
         """Take a vector of `n` for every group of columns: one for all, or a row for each."""
-        if groups == 1 or not self.has(name) or self.shape(name) != (groups, n):
-            return self.vector(name, n)
-        self.taken[name] = dataclasses.replace(self._take(name, (groups, n)), shape=(groups * n,))
-        return self._float(name)
+        rows = self.has(name) and self.shape(name) == (groups, n)
+        return self.flat(name, groups, n) if rows else self.vector(name, n)
 
     def optional_vector(self, name: str, n: int) -> str | None:
         """Take a vector if the file has it."""

@@ -17,6 +17,7 @@ from airkernels.cpu.functions import Parameters, apply, gate
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, Kernel, Region, const, define, let, loop, splat
 from airkernels.cpu.rounding import QuantizedOut, row_of
+from airkernels.cpu.vectors import lanes_dividing
 
 Combine = Callable[[Sequence[Region], Expr, int], Expr]
 """Builds `lanes` neighbouring results, from a column on, out of the rows of the inputs."""
@@ -57,18 +58,23 @@ def add(name: str, isa: VectorIsa, shape: RowShape, scale: float) -> tirx.PrimFu
     return _elementwise(name, isa, shape, combine)
 
 
-def multiply(name: str, isa: VectorIsa, shape: RowShape, single: bool) -> tirx.PrimFunc:
-    """out = a * b, or all of a times the only element of b (`single`)."""
+def multiply(name: str, isa: VectorIsa, shape: RowShape, group: int) -> tirx.PrimFunc:
+    """out = a * b, where every element of b stands for `group` columns of a: 1, or equal parts of the row."""
+    whole = group in (1, shape.n) or group % isa.lanes == 0
 
     def combine(inputs: Sequence[Region], at: Expr, lanes: int) -> Expr:
         a, b = inputs
-        return a.load(at, lanes) * (splat(b.load(0), lanes) if single else b.load(at, lanes))
+        if group == 1:
+            return a.load(at, lanes) * b.load(at, lanes)
+        return a.load(at, lanes) * splat(b.load(tirx.indexdiv(at, group)), lanes)
 
-    return _elementwise(name, isa, shape, combine)
+    return _elementwise(name, isa, shape, combine, isa.lanes if whole else lanes_dividing(group, isa))
 
 
-def _elementwise(name: str, isa: VectorIsa, shape: RowShape, combine: Combine) -> tirx.PrimFunc:
-    n, chunk = shape.n, shape.chunk
+def _elementwise(
+    name: str, isa: VectorIsa, shape: RowShape, combine: Combine, lanes: int | None = None
+) -> tirx.PrimFunc:
+    n, chunk, lanes = shape.n, shape.chunk, lanes or isa.lanes
     n_chunks = -(-n // chunk)
 
     def body(k: Kernel) -> None:
@@ -83,12 +89,12 @@ def _elementwise(name: str, isa: VectorIsa, shape: RowShape, combine: Combine) -
                     out.write_group(group, lambda at, width: combine(inputs, at, width))
                 return
             floats = row_of(k, 2, row, shape.out_stride)
-            whole = let(tirx.indexdiv(stop - first, isa.lanes))
+            whole = let(tirx.indexdiv(stop - first, lanes))
             with loop(whole) as i:
-                at = first + i * isa.lanes
-                floats.store(at, combine(inputs, at, isa.lanes))
-            if n % isa.lanes:
-                with loop(stop, first + whole * isa.lanes) as at:
+                at = first + i * lanes
+                floats.store(at, combine(inputs, at, lanes))
+            if n % lanes:
+                with loop(stop, first + whole * lanes) as at:
                     floats.store(at, combine(inputs, at, 1))
 
     return define(name, body)

@@ -115,6 +115,18 @@ def softcap(x: Expr, cap: float, isa: VectorIsa) -> Expr:
     return _constant(cap, x) * tanh(x * _constant(1 / cap, x), isa)
 
 
+_ATANH = tuple(1 / (2 * i + 1) for i in range(8, -1, -1))
+"""atanh(s) / s in powers of s^2 for |s| <= 1/3, highest first."""
+
+
+def softplus(x: Expr, isa: VectorIsa) -> Expr:
+    """log(1 + e^x), as max(x, 0) + log(1 + u) with u = e^-|x| and log(1 + u) = 2 atanh(u / (2 + u))."""
+    x, zero = let(x), _constant(0.0, x)
+    u = let(exp(tirx.min(x, zero - x), isa))
+    s = let(u / (_constant(2.0, x) + u))
+    return tirx.max(x, zero) + _constant(2.0, x) * s * _polynomial(let(s * s), _ATANH, isa)
+
+
 def xielu(x: Expr, isa: VectorIsa, alpha_p: float, alpha_n: float, beta: float, eps: float) -> Expr:
     """alpha_p x^2 + beta x where x > 0, else alpha_n (exp(min(x, eps)) - 1 - x) + beta x (Huang & Schlag 2025)."""
     x = let(x)
@@ -144,6 +156,8 @@ def apply(kind: str, parameters: Parameters, x: Expr, isa: VectorIsa) -> Expr:
         "relu2": lambda: relu_squared(x),
         "sigmoid": lambda: sigmoid(x, isa),
         "tanh": lambda: tanh(x, isa),
+        "exp": lambda: exp(x, isa),
+        "softplus": lambda: softplus(x, isa),
         "scale": lambda: x * _constant(parameters[0], x),
         "clamp": lambda: _clamp(x, parameters[0], parameters[1]),
         "softcap": lambda: softcap(x, parameters[0], isa),

@@ -15,6 +15,7 @@ from airrun.cuda.programs import load_kernels, select_library
 from airrun.cuda.sizes import DeviceSizes, device_sizes
 from airrun.engine import Engine
 from airrun.errors import PlanError
+from airrun.kv_cache import StatePool
 from airrun.plan.container import LoadedPlan
 from airrun.plan.device import DevicePlan, device_plan
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from airrun.batch import Batch
-    from airrun.kv_cache import BlockList
+    from airrun.kv_cache import SequenceMemory
 
 
 _MAX_OUTPUTS = 128
@@ -55,16 +56,16 @@ class CudaEngine(Engine):
         self.threads, self.isa, self.streams = 1, library.arch, False
         kernels = load_kernels(gpu, loaded, library)
         weights = DeviceWeights(loaded.plan, device, gpu, paths)
-        self.pool = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu)
+        self.pool, self.states = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu), StatePool(loaded.plan.states, 0)
         weights.load(kernels)
         self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
         self._times = {"load_seconds": time.perf_counter() - started}
 
-    def choose(self, blocks: BlockList, cell: int, token: int) -> int:
+    def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:
         return self._cuda.choose(blocks, cell, token)
 
     @property
-    def decode(self) -> Callable[[BlockList, int, int], npt.NDArray[np.float32]]:
+    def decode(self) -> Callable[[SequenceMemory, int, int], npt.NDArray[np.float32]]:
         return self._cuda.decode
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:

@@ -19,7 +19,7 @@ from airrun.cuda.loading import DeviceWeights
 from airrun.cuda.pool import DevicePool
 from airrun.cuda.programs import Addresses, BoundProgram, Kernel
 from airrun.cuda.sizes import DeviceSizes
-from airrun.kv_cache import BlockList
+from airrun.kv_cache import SequenceMemory
 from airrun.plan.container import LoadedPlan
 from airrun.plan.device import CHOSEN_RING, DevicePlan
 
@@ -65,7 +65,7 @@ class CudaExecutor:
         self._decode = BoundProgram(gpu, decode.steps, kernels, self._addresses(self._inputs.one))
         self._greedy = BoundProgram(gpu, device.greedy, kernels, self._addresses(self._inputs.one))
         self._graphs: dict[str, Graph] = {}
-        self._ahead: tuple[BlockList, int, int] | None = None
+        self._ahead: tuple[SequenceMemory, int, int] | None = None
         self._marks = (gpu.event(), gpu.event())
         self._turn = 0
         self.work: dict[str, float] = {
@@ -112,7 +112,7 @@ class CudaExecutor:
 
     # single tokens
 
-    def decode(self, blocks: BlockList, cell: int, token: int) -> Logits:
+    def decode(self, blocks: SequenceMemory, cell: int, token: int) -> Logits:
         """Logits [1, n_vocab] of one token of one sequence; a view that the next call overwrites."""
         started = perf_counter()
         self._gpu.use()
@@ -127,7 +127,7 @@ class CudaExecutor:
         self._count("decode", 1, started, launched)
         return self._row
 
-    def choose(self, blocks: BlockList, cell: int, token: int) -> int:
+    def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:
         """The most likely token after `token`, which stands at `cell`."""
         started = perf_counter()
         self._gpu.use()
@@ -195,7 +195,7 @@ class CudaExecutor:
         assert 0 < n <= self._sizes.max_tokens
         gpu.synchronize()
         self._room_for_outputs(n_outputs)
-        self._inputs.set_blocks(sequence.blocks)
+        self._inputs.set_blocks(sequence.memory)
         self._inputs.set_batch(sequence)
         program = self._prefill
         first = 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from airrun.batch import BatchSequence
-    from airrun.kv_cache import BlockList
+    from airrun.kv_cache import SequenceMemory
 
     Ints = npt.NDArray[np.int32]
 
@@ -71,7 +71,7 @@ class Inputs:
         """Describe one token of the sequence whose blocks were given to `set_blocks`."""
         self._one[:] = (token, cell, 0, 0, cell)
 
-    def set_blocks(self, blocks: BlockList) -> None:
+    def set_blocks(self, blocks: SequenceMemory) -> None:
         """Use the blocks of a sequence from now on; free when they are as before."""
         if blocks.blocks == self._blocks:
             return

@@ -128,7 +128,7 @@ class Operand:
     """A pointer argument: `offset` bytes into entry `index` of a space.
 
     Spaces: 'none'; 'weight'; 'tensor' (as it stands in the file); 'buffer'; 'constant'; 'input' (index into
-    INPUTS); 'kv' (cache `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
+    INPUTS); 'kv' and 'state' (cache `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
     has offset 0 too. `offset` lies inside the entry; inside one token's share where it grows with the batch.
     """
 
@@ -137,13 +137,14 @@ class Operand:
     offset: int
 
 
-SPACES = ("none", "weight", "tensor", "buffer", "constant", "input", "kv", "logits", "scratch")
+SPACES = ("none", "weight", "tensor", "buffer", "constant", "input", "kv", "state", "logits", "scratch")
 
-INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table")
+INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table", "state_slots")
 """What the host fills before a step runs. int32 unless said otherwise:
 token_ids [n]; cells [n] (place of each token in its sequence); sequences [n] (row of the block table);
 output_rows [n_outputs]; rope float32 [n, 2, rope.n_pairs] (cosines, then sines);
-block_table [n_sequences, max_blocks]."""
+block_table [n_sequences, max_blocks];
+state_slots [n] (where the states of each token's sequence are; -1 - that for the first token of a sequence)."""
 
 
 @record
@@ -245,6 +246,17 @@ class KvCache:
 
 
 @record
+class StateCache:
+    """What one operator carries from each token of a sequence to the next: `nbytes` per sequence, a multiple of 64.
+
+    The states of the sequence in slot s begin at s * nbytes. A first token starts from zeros, whatever is there.
+    """
+
+    name: str
+    nbytes: int
+
+
+@record
 class Rope:
     """Rotary positions: angle of pair i at position p is `p[axis[i]] * inverse_frequency[i]`; its cosine and sine are
     scaled by `magnitude[i]`. The arrays are constants, by index, with an entry per pair: `inverse_frequency` and
@@ -333,6 +345,7 @@ class Plan:
     buffers: tuple[Buffer, ...]
     arena_nbytes: int
     kv: KvCache
+    states: tuple[StateCache, ...]
     rope: Rope
     kernels: tuple[Kernel, ...]
     programs: tuple[Program, ...]

@@ -52,6 +52,7 @@ def verify(plan: Plan) -> None:
     _constants(plan)
     _buffers(plan)
     _kv_and_rope(plan)
+    _states(plan)
     verify_programs(plan)
     _cost(plan)
     index("tokenizer", plan.tokenizer, plan.segments, "segments")
@@ -229,6 +230,12 @@ def _kv_and_rope(plan: Plan) -> None:
                 f"rope.{name}",
                 f"is {constant.dtype} of shape {constant.shape}, expected {dtype} of shape {(rope.n_pairs,)}",
             )
+
+
+def _states(plan: Plan) -> None:
+    for i, state in enumerate(plan.states):
+        within(f"states[{i}].nbytes", state.nbytes, 64, MAX_COUNT)
+        multiple(f"states[{i}].nbytes", state.nbytes, 64)
 
 
 def _cost(plan: Plan) -> None:

@@ -152,6 +152,7 @@ def _operand_checks(plan: Plan) -> Callable[[Operand, str], None]:
         "constant": [constant.nbytes for constant in plan.constants],
         "input": [inputs[name] for name in INPUTS],
         "kv": [layer.block_nbytes for layer in plan.kv.layers],
+        "state": [state.nbytes for state in plan.states],
         "logits": (4 * plan.model.logits_stride,),
         "scratch": (min(library.scratch_nbytes for library in plan.libraries),),
     }
