@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from plan_sample import sample
 
+from aircompile.cli import main
 from aircompile.stream_plan import chunk_panels, keep_order, stream
 from airrun.errors import BudgetError
 from airrun.ledger import sizes_of
@@ -141,3 +143,23 @@ def test_a_process_stays_within_its_budget(home: Path) -> None:
         assert group.peak <= 42 * MIB
     finally:
         group.close()
+
+
+def test_a_budget_is_bound_by_the_build_and_explained(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small.plan.bin"
+    build = ["build", str(home / "model.gguf"), "-o", str(out), "--quiet", "--ram"]
+    assert main([*build, "5MiB"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the smallest budget that works is" in error
+    assert not out.exists()
+    smallest = int(error.split()[-2])
+    assert main([*build, f"{smallest}MiB"]) == 0
+    assert main(["explain", str(out), "--json"]) == 0
+    ledger = json.loads(capsys.readouterr().out)["ledger"]
+    assert ledger["budget"] == smallest * MIB >= ledger["ram_total"] == sum(ledger["ram"].values())
+    assert ledger["streamed_per_pass"] > 3 * MIB
+    assert main(["explain", str(out), "--ram", "1GiB"]) == 0
+    assert "read in every pass" not in capsys.readouterr().out
+    assert main(["explain", str(out), "--ram", "5MiB"]) == 1
