@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TypeVar
 
 from aircompile.gpu.calls import MAX_TOKENS, PREFILL, Axis, DeviceCall, DeviceMatrix
@@ -193,12 +193,23 @@ Lower = Callable[[DeviceLowering, Operator, OpT], None]
 _LOWERINGS: dict[type[Op], Callable[[DeviceLowering, Operator], None]] = {}
 
 
-def lowers(kind: type[OpT]) -> Callable[[Lower[OpT]], Lower[OpT]]:
-    """Register the function that emits the launches of an operator type."""
+def lowers(kind: type[OpT], understands: str = "") -> Callable[[Lower[OpT]], Lower[OpT]]:
+    """Register the function that emits the launches of an operator type.
+
+    Attributes with defaults keep them, but those that the function `understands`: so none is passed over in silence.
+    """
 
     def register(function: Lower[OpT]) -> Lower[OpT]:
         def lower(low: DeviceLowering, operator: Operator) -> None:
             assert isinstance(operator.op, kind)
+            for attribute in fields(operator.op):
+                value = getattr(operator.op, attribute.name)
+                known = attribute.default is MISSING or attribute.name in understands.split()
+                if not known and value != attribute.default:
+                    what = f"{kind.__name__} with {attribute.name} {value}"
+                    raise UnsupportedError(
+                        f"{operator.name}: GPUs have no kernel for {what} yet; build for a CPU target"
+                    )
             function(low, operator, operator.op)
 
         assert kind not in _LOWERINGS

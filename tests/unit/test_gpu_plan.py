@@ -16,7 +16,9 @@ from tiny_model import measured_host, shared_home, use_home
 
 from aircompile.architectures import build_graph
 from aircompile.gpu import assemble
+from aircompile.gpu.operators import lower_for_device
 from aircompile.lowering import plan_caches
+from aircompile.operators import Attention
 from aircompile.passes import PASSES
 from aircompile.passes.options import PassOptions
 from aircompile.pipeline import BuildOptions, build
@@ -115,6 +117,16 @@ def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None
         spec, arch = pickle.loads(code)
         assert len(step.extents) == len(binary.tiles), step.label
         assert len(step.operands) + len(step.integers) == len(spec.schedule(arch).types), step.label
+
+
+def test_what_gpus_cannot_do_is_refused(plan: Path) -> None:
+    graph = build_graph(llama_model())
+    for _name, rewrite in PASSES:
+        graph = rewrite(graph, PassOptions("auto"))
+    attention = next(operator for operator in graph.operators() if isinstance(operator.op, Attention))
+    graph.replace([attention.name], [replace(attention, op=replace(attention.op, window=7))])
+    with pytest.raises(AirError, match="GPUs have no kernel for Attention with window 7 yet"):
+        lower_for_device(graph, plan_caches(graph, "f16", 128), exact=False)
 
 
 def test_memory_is_zeroed_on_request(plan: Path) -> None:
