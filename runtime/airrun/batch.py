@@ -51,9 +51,16 @@ class BatchSequence:
 
 @dataclass
 class Batch:
-    """Sequences evaluated together, in order; tokens of a sequence are neighbours."""
+    """Sequences evaluated together, in order; tokens of a sequence are neighbours.
+
+    Attributes
+    ----------
+    guesses
+        How many of the tokens are only guessed: the work counts as that for the others.
+    """
 
     sequences: list[BatchSequence] = field(default_factory=list)
+    guesses: int = 0
 
     @property
     def n_tokens(self) -> int:

@@ -32,6 +32,7 @@ def make_config(args: Namespace) -> GenerateConfig:
         presence_penalty=args.presence_penalty,
         logit_bias=dict(args.logit_bias),
         seed=args.seed,
+        speculate=args.speculate,
     )
 
 

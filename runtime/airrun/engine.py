@@ -183,6 +183,10 @@ class Engine:
         """The most likely token after `token`, which becomes the one at `cell` of a sequence; only if `chooses`."""
         raise NotImplementedError
 
+    def count_accepted(self) -> None:
+        """Count one of a batch's guesses as right, see `metrics`."""
+        self._executor.count_accepted()
+
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every position of a fresh sequence: float32 [len(ids), n_vocab]. Leaves `session` as it is."""
         session = self.new_session()
@@ -225,6 +229,7 @@ class Engine:
         """What was done so far: seconds and tokens of load, prefill and decode, seconds inside native code.
 
         Where weights are streamed also the bytes read, the passes, and the share of time that was waited for reads.
+        With speculation also the tokens `drafted`, those `accepted`, and the passes that verified them.
         """
         self._team.wait()
         return {"load_seconds": self._loading.seconds, **self._executor.metrics()}

@@ -162,8 +162,12 @@ class Executor:
         filled = perf_counter()
         self._replay(program, first, last)
         ended = perf_counter()
-        kind = "decode" if n_tokens <= len(batch.sequences) else "prefill"
-        self.work[f"{kind}_tokens"] += n_tokens
+        n_counted = n_tokens - batch.guesses
+        kind = "decode" if n_counted <= len(batch.sequences) else "prefill"
+        self.work[f"{kind}_tokens"] += n_counted
+        if batch.guesses:
+            self.work["drafted"] = self.work.get("drafted", 0) + batch.guesses
+            self.work["draft_passes"] = self.work.get("draft_passes", 0) + 1
         self.work[f"{kind}_seconds"] += ended - started
         self.work["native_seconds"] += ended - filled
         return self._logits_view(n_outputs)
@@ -187,6 +191,11 @@ class Executor:
     def _finish_loading(self, loading: Loading) -> None:
         loading.finish(self._team)
         self._loading = None
+
+    def count_accepted(self) -> None:
+        """Count a guess that was right as a decoded token."""
+        self.work["accepted"] = self.work.get("accepted", 0) + 1
+        self.work["decode_tokens"] += 1
 
     def metrics(self) -> dict[str, float]:
         """Seconds and tokens of what was done, and what was read of streamed weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from airrun.errors import UsageError
 from airrun.sampler_config import SamplerConfig
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from airrun.engine import Engine
     from airrun.sampling import Sampler
     from airrun.session import Session
+    from airrun.speculate import Speculator
 
+Speculation = Literal["none", "ngram"]
+SPECULATIONS: tuple[Speculation, ...] = get_args(Speculation)
 FinishReason = Literal["eos", "stop", "length", "context", "cancelled", "unfinished"]
 
 # With a cancel callback, a long prompt is evaluated in pieces of this many tokens, so that it can be cancelled as well.
@@ -37,6 +40,9 @@ class GenerateConfig(SamplerConfig):
         The text ends before the first of these; a single string is taken as one stop.
     ignore_eos : bool
         Never choose an end-of-generation token.
+    speculate : str
+        "ngram" guesses tokens from earlier text and verifies several in one pass, which changes nothing but the
+        speed; "none" does not.
 
     Raises
     ------
@@ -47,11 +53,14 @@ class GenerateConfig(SamplerConfig):
     max_tokens: int = -1
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    speculate: Speculation = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_tokens < -1:
             raise UsageError(f"max_tokens must be -1 or more, not {self.max_tokens}")
+        if self.speculate not in SPECULATIONS:
+            raise UsageError(f"speculate must be one of {', '.join(SPECULATIONS)}, not {self.speculate!r}")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if "" in stops:
             raise UsageError("stop must not contain an empty string")
@@ -73,6 +82,10 @@ class GenerateResult:
         The generated ids, without the end-of-generation token.
     seed : int
         Of the draw; the same seed and prompt give the same tokens.
+    drafted, accepted : int
+        Tokens that speculation guessed, and how many of them were right.
+    passes : int
+        Passes over the weights after the prompt's.
     prefill_seconds, decode_seconds : float
         Time to the first logits, and from there to the end (the consumer's time between tokens included).
     """
@@ -82,6 +95,9 @@ class GenerateResult:
     reused_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     seed: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    passes: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -132,6 +148,7 @@ def generate_tokens(
     sampler = make_sampler(session.engine, config) if sampler is None else sampler
     result = GenerateResult() if result is None else result
     eog = frozenset(session.engine.tokenizer.spec.eog_ids)
+    speculator = _speculator(session, ids, config)
     start = time.perf_counter()
     logits = _prefill(session, ids, result, cancel)
     sampler.begin(ids)
@@ -159,9 +176,13 @@ def generate_tokens(
             yield token
             if len(tokens) == limit:
                 break
-            if session.n_past >= n_ctx:
+            if (session if speculator is None else speculator).n_past >= n_ctx:
                 result.finish_reason = "context"
                 return
+            if speculator is not None:
+                logits = speculator.eval(token, limit - len(tokens) - 1 if limit >= 0 else n_ctx)
+                continue
+            result.passes += 1
             if on_device:
                 chosen = session.choose(token)
                 continue
@@ -170,7 +191,25 @@ def generate_tokens(
                 logits, last_rows = rows[0], rows
         result.finish_reason = "length"
     finally:
+        if speculator is not None:
+            speculator.close()
+            result.drafted, result.accepted = speculator.drafted, speculator.accepted
+            result.passes = speculator.passes
         result.decode_seconds = time.perf_counter() - begun
+
+
+def _speculator(session: Session, ids: Sequence[int], config: GenerateConfig) -> Speculator | None:
+    if config.speculate == "none":
+        return None
+    if session.engine.device != "cpu":
+        raise UsageError(
+            "speculation is for the CPU: a GPU's logits of several tokens are not bit for bit those of one"
+        )
+    if session.engine.states.specs:
+        raise UsageError("speculation is not for recurrent models: their states cannot take a wrong guess back")
+    from airrun.speculate import Speculator
+
+    return Speculator(session, ids)
 
 
 class TextStream(Iterator[str]):

@@ -78,8 +78,18 @@ def _nbytes(text: str) -> int:
 
 
 def _load_mode(text: str) -> str:
-    if text not in LOAD_MODES:
-        raise ValueError(f"must be one of {', '.join(LOAD_MODES)}")
+    return _one_of(text, LOAD_MODES)
+
+
+def _speculation(text: str) -> str:
+    from airrun.generate import SPECULATIONS
+
+    return _one_of(text, SPECULATIONS)
+
+
+def _one_of(text: str, names: Sequence[str]) -> str:
+    if text not in names:
+        raise ValueError(f"must be one of {', '.join(names)}")
     return text
 
 
@@ -120,6 +130,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(("--device",), "where to run: cpu, cuda, or auto: a GPU if the plan has code for it and it is there",
            _device, "auto", "D"),
     Option(("--zero-memory",), "fill the GPU's memory with zeros afterwards", default=False),
+    Option(("--speculate",), "guess tokens from earlier text and verify several in one pass: none or ngram",
+           _speculation, "none", "HOW"),
     Option(("-s", "--seed"), "seed of the draw; -1 takes a fresh one", _seed, None, "N"),
     Option(("--temp", "--temperature"), "temperature; 0 takes the most likely token", float, 0.8, "T", dest="temp"),
     Option(("--top-k",), "draw from the K most likely tokens; 0 is off", int, 40, "K"),

@@ -101,6 +101,8 @@ class ParallelStream(Iterator[Piece]):
     def __init__(self, engine: Engine, prompts: Sequence[str | Sequence[int]], config: GenerateConfig) -> None:
         if len(prompts) > engine.parallel:
             raise UsageError(f"{len(prompts)} texts at once, but the engine was opened for {engine.parallel}")
+        if config.speculate != "none":
+            raise UsageError("speculation is for one text at a time: several share each pass already")
         self._engine = engine
         self._texts: list[_Text] = []
         self._pieces = self._run()

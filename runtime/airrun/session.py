@@ -83,6 +83,21 @@ class Session:
             self.truncate(n_past)
             raise
 
+    def verify(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """`eval` with all logits, for a token and guesses of what follows it, at most the engine's `max_outputs`.
+
+        Returns
+        -------
+        float32 [len(ids), n_vocab], the caller's own.
+        """
+        n_past = len(self.ids)
+        try:
+            batch = Batch([self.extend(ids, range(len(ids)))], guesses=len(ids) - 1)
+            return self.engine.run(batch).copy()
+        except BaseException:
+            self.truncate(n_past)
+            raise
+
     def _eval_one(self, token: int) -> npt.NDArray[np.float32]:
         return self._append(token, self.engine.decode)
 

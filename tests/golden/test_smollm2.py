@@ -13,6 +13,8 @@ from measures import Logits, OpenEngine, argmax_where_clear, divergence, log_sof
 from aircompile.demo import fetch_smollm2
 from airrun.engine import Engine
 from airrun.errors import ModelFileError
+from airrun.generate import GenerateConfig, GenerateResult, generate_tokens
+from airrun.speculate import PassTimes
 
 CHUNK = 512
 EXACT_PERPLEXITY = 15.232
@@ -159,3 +161,23 @@ def test_perplexity_with_float_activations(exact: Engine, gold: dict[str, Any], 
     theirs = gold["F32"]["perplexity_20k"]["chunks"]
     # llama.cpp keeps its cache in half precision even here
     assert np.abs(np.array(running) / np.array(theirs) - 1).max() < 3e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_speculation_changes_no_token(shipped: Engine, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses are verified in batches of up to 16 rows, whose logits are those of single tokens."""
+    monkeypatch.setattr(PassTimes, "relative", lambda self, n_tokens: 1.0)
+    code = "def area(width, height):\n    return width * height\n\n" * 3 + "def area(width, height):\n"
+    saved = 0
+    for prompt in (*PROMPTS, code):
+        ids, found = shipped.tokenize(prompt), []
+        for speculate in ("none", "ngram"):
+            session, result = shipped.new_session(), GenerateResult()
+            config = GenerateConfig(
+                max_tokens=40, temperature=temperature, seed=11, ignore_eos=True, speculate=speculate
+            )
+            found.append((list(generate_tokens(session, ids, config, result=result)), session.ids[:]))
+            session.reset()
+        assert found[0] == found[1]
+        saved += result.accepted
+    assert saved > 5

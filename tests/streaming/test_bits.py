@@ -9,8 +9,10 @@ from streamed_model import IDS, Open
 from airrun.batch import Batch
 from airrun.engine import Engine
 from airrun.errors import BudgetError
+from airrun.generate import GenerateConfig, generate_tokens
 from airrun.plan.container import read_plan
 from airrun.residency import span_of
+from airrun.speculate import PassTimes
 
 
 @pytest.mark.parametrize(
@@ -103,3 +105,26 @@ def test_more_memory_keeps_more_and_reads_less(open_streamed: Open) -> None:
         assert set(kept) == set(plan.keep_order[: len(kept)])
     assert seen == sorted(set(seen))
     assert read_plan(open_streamed().loaded.path).plan.choice.ram_nbytes == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_speculation_gives_the_same_text_in_fewer_passes(
+    open_streamed: Open, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PassTimes, "relative", lambda self, n_tokens: 1.0)
+    engine = open_streamed(0.3)
+    found, passes = [], []
+    for speculate in ("none", "ngram"):
+        config = GenerateConfig(
+            max_tokens=30, temperature=temperature, seed=4, ignore_eos=True, speculate=speculate, top_k=2
+        )
+        before = engine.metrics()
+        found.append(list(generate_tokens(engine.session, IDS[:6] * 4, config)))
+        after = engine.metrics()
+        passes.append(after["streamed_passes"] - before["streamed_passes"])
+        assert after["decode_tokens"] - before["decode_tokens"] == 29
+        engine.reset()
+    assert found[0] == found[1]
+    assert passes[1] < passes[0]
+    metrics = engine.metrics()
+    assert 0 < metrics["accepted"] == passes[0] - passes[1] <= metrics["drafted"]

@@ -90,6 +90,10 @@ class FakeSession:
     def keepable(self, n: int) -> int:
         return n
 
+    def verify(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        assert 2 <= len(ids) <= self.engine.max_outputs
+        return np.concatenate([self.eval([token]) for token in ids])
+
     def truncate(self, n: int) -> None:
         assert 0 <= n <= len(self.ids)
         del self.ids[n:]
@@ -113,6 +117,8 @@ class FakeEngine:
     n_vocab = N_VOCAB
     streams = False
     device, chooses = "cpu", False
+    max_outputs = 8
+    states = SimpleNamespace(specs=())
 
     def __init__(self, next_token: NextToken, n_ctx: int = 4096, **tokenizer: Any) -> None:
         self.next_token = next_token
@@ -120,11 +126,15 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer(**tokenizer)
         self.session = FakeSession(self, n_ctx)
         self.closed = False
+        self.accepted = 0
 
     def logits_of(self, ids: list[int]) -> NDArray[np.float32]:
         row = np.zeros(N_VOCAB, np.float32)
         row[self.next_token(ids)] = 30.0
         return row
+
+    def count_accepted(self) -> None:
+        self.accepted += 1
 
     def metrics(self) -> dict[str, Any]:
         return {

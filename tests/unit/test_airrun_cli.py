@@ -152,6 +152,7 @@ def test_defaults_are_those_of_llama_cpp(airrun_command: Command) -> None:
     assert (config.temperature, config.top_k, config.top_p, config.min_p) == (0.8, 40, 0.95, 0.05)
     assert (config.repeat_penalty, config.repeat_last_n, config.frequency_penalty) == (1.0, 64, 0.0)
     assert (config.max_tokens, config.seed, config.stop, dict(config.logit_bias)) == (-1, None, (), {})
+    assert (config.speculate, make_config(parse("--speculate", "ngram")).speculate) == ("none", "ngram")
 
 
 GIVEN = {
@@ -166,6 +167,7 @@ GIVEN = {
     "load_mode": (["--load-mode", "mmap"], "mmap", "mmap"),
     "device": (["--device", "cuda"], "cuda", "cuda"),
     "zero_memory": (["--zero-memory"], "1", True),
+    "speculate": (["--speculate", "ngram"], "ngram", "ngram"),
     "seed": (["-s", "9"], "9", 9),
     "temp": (["--temperature", "-1"], "-1", -1.0),
     "top_k": (["--top-k", "-1"], "-1", -1),
