@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -173,14 +174,14 @@ def _constants(graph: Graph) -> tuple[tuple[schema.Constant, ...], bytes]:
 
 
 def _weight(graph: Graph, tables: Tables, weight: PanelWeight, disk: Disk) -> schema.Weight:
-    infos = [graph.weights[name] for name in weight.tensors]
-    panels = [-(-info.shape[0] // PANEL) for info in infos]
+    n_rows = [math.prod(graph.weights[name].shape[:-1]) for name in weight.tensors]
+    panels = [-(-n // PANEL) for n in n_rows]
     panel_nbytes = PanelLayout(FORMATS[weight.pack.weights], weight.pack.n_cols).nbytes
     return schema.Weight(
         name=weight.name,
         layer=weight.layer,
         format=weight.pack.weights,
-        n_rows=sum(info.shape[0] for info in infos),
+        n_rows=sum(n_rows),
         n_cols=weight.pack.n_cols,
         nbytes=sum(panels) * panel_nbytes,
         panel_nbytes=panel_nbytes,

@@ -327,4 +327,4 @@ class Graph:
 
 
 def _typed(value: Value) -> str:
-    return f"{value.name} {value.dtype}[{value.rows}, {value.width}]"
+    return f"{value.name} {value.dtype}{value.shape}"

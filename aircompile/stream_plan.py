@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from aircompile.lowering import Lowering, Phase
+from aircompile.operators import ExpertMatMul
 from airrun.plan.schema import Stream
 from airrun.profile import Disk
 
@@ -21,10 +22,13 @@ products and between passes."""
 
 
 def accesses(lowered: Sequence[tuple[Phase, Lowering]], names: Iterable[str]) -> dict[str, str]:
-    """How each tensor is read: 'row_gather' by a gather, 'pinned' where a kernel reads it whole, 'weight' otherwise."""
+    """How each tensor is read: 'row_gather' by a gather, 'experts' by products with chosen matrices of it, 'pinned'
+    where a kernel reads it whole, 'weight' otherwise."""
     found = dict.fromkeys(names, "weight")
     for _phase, low in lowered:
         for call in low.calls:
+            if isinstance(call.operator.op, ExpertMatMul):
+                found[call.operator.op.weight] = "experts"
             for pointer in call.pointers:
                 if pointer.space == "tensor":
                     found[pointer.name] = "row_gather" if call.spec.op == "gather" else "pinned"

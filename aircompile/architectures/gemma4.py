@@ -1,5 +1,5 @@
 """Gemma 4: like Gemma 3, with other heads in layers without a window, caches that later layers share, inputs per layer,
-and a factor on what each layer makes.
+and a factor on what each layer makes; some have experts beside the feed-forward sub-layer.
 
 Values are normed, without weights. The last layers have no keys and values of their own and read those of the last
 layer of their kind that has. Where the file has no value matrix, keys before their norm are the values.
@@ -22,13 +22,14 @@ from aircompile.architectures.toolkit.attention import (
     read_windows,
     rotary,
 )
-from aircompile.architectures.toolkit.builder import Builder
+from aircompile.architectures.toolkit.builder import Builder, Normalize
+from aircompile.architectures.toolkit.experts import Mixture, has_experts, read_experts, softmax_router
 from aircompile.architectures.toolkit.feed_forward import gated, read_widths
 from aircompile.architectures.toolkit.limits import MAX_HEADS, MAX_WIDTH
 from aircompile.architectures.toolkit.per_layer import PerLayerInputs
 from aircompile.architectures.toolkit.registry import family
 from aircompile.architectures.toolkit.rope import plain_rope, read_base
-from aircompile.operators import Scale
+from aircompile.operators import Add, MatMul, Scale
 
 
 @family("gemma4")
@@ -37,17 +38,32 @@ def build(b: Builder) -> None:
     attention = _Attention(b, windows)
     final_softcap = b.hyper.number("final_logit_softcapping", 0.0, 1e6, 0.0)
     norm = attention.norm
+    mixture = None
+    if has_experts(b):
+        experts = read_experts(b)
+        mixture = Mixture(b, experts, softmax_router(experts, normalize=True), "gelu_tanh")
     hidden = b.embedding(scale=math.sqrt(b.n_embd))
     inputs = PerLayerInputs(b, norm, hidden)
     for layer in b.layers():
         x = attention.add(norm(hidden, "attn_norm"))
         hidden = b.residual(hidden, norm(x, "post_attention_norm"), "attn_residual")
         x = gated(b, norm(hidden, "ffn_norm"), widths[layer], "gelu_tanh")
+        if mixture is not None and b.has("ffn_gate_inp"):
+            y = mixture(norm(hidden, "pre_ffw_norm_2"), _router_logits(b, norm, hidden, mixture.experts.n))
+            x = b.add("experts_and_shared", Add(), norm(x, "post_ffw_norm_1"), norm(y, "post_ffw_norm_2"))
         hidden = b.residual(hidden, norm(x, "post_ffw_norm"), "ffn_residual")
         hidden = inputs.residual(hidden)
         scale = b.tensors.optional_vector(f"{b.name('layer_output_scale')}.weight", 1)
         hidden = hidden if scale is None else b.add("layer_output", Scale(scale), hidden)
     b.logits(norm(hidden, "output_norm"), softcap=final_softcap)
+
+
+def _router_logits(b: Builder, norm: Normalize, hidden: str, n_experts: int) -> str:
+    """The router reads the residual stream, normed in its own way."""
+    name = b.name("ffn_gate_inp")
+    x = b.scale(norm(hidden, None, output="router_norm"), 1 / math.sqrt(b.n_embd), "router_scaled")
+    x = b.add("router_input", Scale(b.tensors.vector(f"{name}.scale", b.n_embd)), x)
+    return b.add("router", MatMul((b.tensors.matrix(f"{name}.weight", n_experts, b.n_embd),), (None,)), x)
 
 
 class _Attention:

@@ -1,4 +1,4 @@
-"""Qwen 3: like Qwen 2, with RMS norms of the heads of queries and keys before they rotate.
+"""Qwen 3: like Qwen 2, with RMS norms of the heads of queries and keys before they rotate; dense, or with experts.
 
 Source: Yang et al. 2025.
 """
@@ -14,13 +14,18 @@ from aircompile.architectures.toolkit.attention import (
     rotary,
 )
 from aircompile.architectures.toolkit.builder import Builder
+from aircompile.architectures.toolkit.experts import Mixture, has_experts, read_experts, softmax_router
 from aircompile.architectures.toolkit.feed_forward import gated, read_width
 from aircompile.architectures.toolkit.registry import family
 
 
-@family("qwen3")
+@family("qwen3", "qwen3moe")
 def build(b: Builder) -> None:
     n_ff, heads = read_width(b), read_heads(b)
+    mixture = None
+    if has_experts(b):
+        experts = read_experts(b)
+        mixture = Mixture(b, experts, softmax_router(experts, normalize=True))
     rope, norm = rotary(b, heads, "neox"), b.rms_norm()
     hidden = b.embedding()
     for _ in b.layers():
@@ -28,6 +33,7 @@ def build(b: Builder) -> None:
         q, k = norm_heads(norm, q, k, heads)
         x = project_output(b, attend(b, q, k, v, heads, rope=rope))
         hidden = b.residual(hidden, x, "attn_residual")
-        x = gated(b, norm(hidden, "ffn_norm"), n_ff, "silu")
+        x = norm(hidden, "ffn_norm")
+        x = gated(b, x, n_ff, "silu") if mixture is None else mixture(x)
         hidden = b.residual(hidden, x, "ffn_residual")
     b.logits(norm(hidden, "output_norm"))

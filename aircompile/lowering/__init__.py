@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aircompile.graph import Graph
-from aircompile.lowering import attention, elementwise, products, recurrence, rows, streams  # noqa: F401  (they register their operators)
+from aircompile.lowering import (  # noqa: F401  (they register their operators)
+    attention,
+    elementwise,
+    experts,
+    products,
+    recurrence,
+    rows,
+    slots,
+    streams,
+)
 from aircompile.lowering.caches import Caches, plan_caches
 from aircompile.lowering.calls import NOTHING, PHASES, Call, PanelWeight, Phase, Pointer, stride
 from aircompile.lowering.lowering import Lowering

@@ -6,10 +6,10 @@ import dataclasses
 
 from aircompile.graph import Operator
 from aircompile.lowering.calls import Pointer
-from aircompile.lowering.lowering import Lowering, lowers
-from aircompile.operators import Activation, Add, Bias, Concat, GatedActivation, Multiply, Scale, Slice
+from aircompile.lowering.lowering import Lowering, input_array, lowers
+from aircompile.operators import Activation, Add, Bias, Concat, GatedActivation, Multiply, Scale, ScaleByPosition, Slice
 from airkernels.cpu.elementwise import RowShape
-from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec
+from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec, PositionScaleSpec
 
 _CHUNK = 256
 """Columns per task: small enough to share one row between threads."""
@@ -29,8 +29,9 @@ def _with_vector(low: Lowering, operator: Operator) -> RowShape:
 
 def _emit(low: Lowering, operator: Operator, spec: ElementwiseSpec, *inputs: Pointer) -> None:
     pointers = dict(enumerate(inputs or map(low.value, operator.inputs)))
-    pointers[2] = low.value(operator.outputs[0])
-    low.emit(operator, spec, pointers, tasks=-(-spec.row.n // _CHUNK))
+    out = operator.outputs[0]
+    pointers[2] = low.value(out)
+    low.emit(operator, spec, pointers, tasks=low.graph.values[out].slots * -(-spec.row.n // _CHUNK))
 
 
 @lowers(GatedActivation)
@@ -78,6 +79,12 @@ def _concat(low: Lowering, operator: Operator, op: Concat) -> None:
         last = value is operator.inputs[-1]
         low.emit(operator, ActivationSpec(row, "scale", (1.0,)), pointers, tasks=-(-width // _CHUNK), sync=last)
         column += width
+
+
+@lowers(ScaleByPosition)
+def _scale_by_position(low: Lowering, operator: Operator, op: ScaleByPosition) -> None:
+    spec = PositionScaleSpec(_row(low, operator), op.period, op.strength)
+    _emit(low, operator, spec, low.value(operator.inputs[0]), input_array("cells"))
 
 
 @lowers(Slice)

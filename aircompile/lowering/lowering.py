@@ -16,7 +16,7 @@ from airrun.errors import UnsupportedError
 from airrun.plan.schema import INPUTS, POINTERS_PER_STEP
 from airschedules.specs import KernelSpec
 
-_DIGITS = {"float32": 0, "q8": 1, "q16": 2}
+_DIGITS = {"float32": 0, "int32": 0, "q8": 1, "q16": 2}
 """Digits of each type of activations."""
 
 
@@ -54,10 +54,10 @@ class Lowering:
         return _DIGITS[self.graph.values[value].dtype]
 
     def row_nbytes(self, value: str) -> int:
-        """Bytes of a row of a value in the arena."""
-        width, digits = self.graph.values[value].width, self.digits(value)
-        nbytes = QuantizedRow(width, digits).nbytes if digits else 4 * stride(width)
-        return -(-nbytes // 64) * 64
+        """Bytes of a token's rows of a value in the arena."""
+        found, digits = self.graph.values[value], self.digits(value)
+        nbytes = QuantizedRow(found.width, digits).nbytes if digits else 4 * stride(found.width)
+        return found.slots * (-(-nbytes // 64) * 64)
 
     def place_of(self, value: str) -> tuple[str, int]:
         """The value whose memory holds this one, and the column where it starts."""
@@ -70,7 +70,7 @@ class Lowering:
 
     def stride_of(self, value: str) -> int:
         """Floats between the rows of a value."""
-        return self.row_nbytes(self.place_of(value)[0]) // 4
+        return self.row_nbytes(self.place_of(value)[0]) // (4 * self.graph.values[value].slots)
 
     def _compute_outputs_in_place(self) -> None:
         """What is computed from a single value into an output of the graph overwrites it: logits are large, and the

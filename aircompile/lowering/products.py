@@ -5,12 +5,39 @@ from __future__ import annotations
 from aircompile.graph import Operator
 from aircompile.lowering.calls import PanelWeight, Pointer
 from aircompile.lowering.lowering import Lowering, lowers
-from aircompile.operators import MatMul
+from aircompile.operators import HeadMatMul, MatMul
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.matmul_int import MatmulShape
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
-from airschedules.specs import MatmulSpec, PackSpec
+from airrun.errors import UnsupportedError
+from airschedules.specs import HeadMatmulSpec, MatmulSpec, PackSpec
+
+
+@lowers(HeadMatMul)
+def _head_matmul(low: Lowering, operator: Operator, op: HeadMatMul) -> None:
+    source, out = operator.inputs[0], operator.outputs[0]
+    slots, n_rows = low.graph.values[out].slots, low.graph.values[out].width
+    fmt, n_cols = low.format(op.weight), low.graph.values[source].width
+    digits = low.digits(source)
+    weight = bank_weight(low, operator, op.weight)
+    strides = (slots * low.stride_of(source), slots * low.stride_of(out))
+    shape = MatmulShape(n_rows, n_cols, strides[1], digits=max(digits, 1), step=slots)
+    spec = HeadMatmulSpec(fmt, shape, 0 if digits else strides[0], digits > 0, low.phase, slots)
+    pointers = {0: Pointer("weight", weight.name), 1: low.value(source), 2: low.value(out), 7: Pointer("scratch")}
+    low.emit(operator, spec, pointers, tasks=slots * n_rows // PANEL, tokens_per_task=0)
+
+
+def bank_weight(low: Lowering, operator: Operator, tensor: str) -> PanelWeight:
+    """A tensor of several matrices as one weight, in which each begins a panel."""
+    _n, n_rows, n_cols = low.graph.weights[tensor].shape
+    if n_rows % PANEL:
+        raise UnsupportedError(
+            f"tensor {tensor}: matrices of {n_rows} rows are not supported, only multiples of {PANEL}"
+        )
+    weight = PanelWeight((tensor,), operator.layer, PackSpec(low.format(tensor), n_cols))
+    low.weights[weight.name] = weight
+    return weight
 
 
 @lowers(MatMul)

@@ -43,5 +43,6 @@ def _select_rows(low: Lowering, operator: Operator, op: SelectRows) -> None:
 @lowers(Quantize)
 def _quantize(low: Lowering, operator: Operator, op: Quantize) -> None:
     source, out = operator.inputs[0], operator.outputs[0]
-    spec = QuantizeSpec(low.graph.values[source].width, low.stride_of(source), low.digits(out))
-    low.emit(operator, spec, {0: low.value(source), 2: low.value(out)})
+    value = low.graph.values[source]
+    spec = QuantizeSpec(value.width, low.stride_of(source), low.digits(out))
+    low.emit(operator, spec, {0: low.value(source), 2: low.value(out)}, tasks=value.slots)

@@ -6,7 +6,7 @@ typing rule once, in `infer`; the graph uses it both to type new operators and t
 
 from __future__ import annotations
 
-from aircompile.operators.attention import Attention, Rope, RopeStore
+from aircompile.operators.attention import Attention, Rope, RopeStore, ScaleByPosition
 from aircompile.operators.base import (
     Dtype,
     Kind,
@@ -31,7 +31,8 @@ from aircompile.operators.elementwise import (
     Scale,
     Slice,
 )
-from aircompile.operators.products import MatMul
+from aircompile.operators.experts import Dispatch, ExpertMatMul, Route, Scores, SortByExpert, SumExperts
+from aircompile.operators.products import HeadMatMul, MatMul, Product
 from aircompile.operators.recurrence import (
     CausalConvolution,
     LinearAttention,
@@ -41,6 +42,7 @@ from aircompile.operators.recurrence import (
     TokenShift,
 )
 from aircompile.operators.rows import Gather, Norm, NormKind, Quantize, SelectRows
+from aircompile.operators.slots import Join, Split
 from aircompile.operators.streams import Combine, CutOff, MatchSize
 
 __all__ = [
@@ -52,11 +54,15 @@ __all__ = [
     "Combine",
     "Concat",
     "CutOff",
+    "Dispatch",
     "Dtype",
+    "ExpertMatMul",
     "Function",
     "Gate",
     "GatedActivation",
     "Gather",
+    "HeadMatMul",
+    "Join",
     "Kind",
     "LinearAttention",
     "MatMul",
@@ -65,18 +71,25 @@ __all__ = [
     "Norm",
     "NormKind",
     "Op",
+    "Product",
     "Quantize",
     "Rope",
     "RopeMode",
     "RopeStore",
     "Rounding",
+    "Route",
     "Rows",
     "Rule",
     "Scale",
+    "ScaleByPosition",
+    "Scores",
     "SelectRows",
     "SelectiveScan",
     "Slice",
+    "SortByExpert",
+    "Split",
     "Stateful",
+    "SumExperts",
     "TokenShift",
     "Value",
     "Weights",

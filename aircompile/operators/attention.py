@@ -36,6 +36,20 @@ class Rope(Op):
 
 
 @dataclass(frozen=True)
+class ScaleByPosition(Op):
+    """Rows times ``1 + strength * log(1 + floor((cell + 1) / period))``: attention that keeps its temperature over long
+    contexts (Llama 4, after Nakanishi 2025)."""
+
+    period: int
+    strength: float
+
+    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
+        arity(inputs, 1)
+        x = same_kind(floats(inputs[0]), inputs[0].width, "tokens")
+        return (Kind(x.width, "tokens", "float32"),)
+
+
+@dataclass(frozen=True)
 class Attention(Op):
     """Causal attention, `n_heads` query heads over `n_kv_heads`: ``softmax(score(q k^T)) v``.
 

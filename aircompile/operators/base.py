@@ -10,7 +10,7 @@ from aircompile.frontends.gguf import TensorInfo
 from airrun.plan.blocks import BLOCKS
 
 Rows = Literal["tokens", "outputs"]
-Dtype = Literal["float32", "q8", "q16"]
+Dtype = Literal["float32", "int32", "q8", "q16"]
 RopeMode = Literal["normal", "neox"]
 """Which elements of a head rotate together: neighbours (2i, 2i + 1), or the halves (i, i + dim / 2)."""
 
@@ -19,7 +19,8 @@ Weights = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True)
 class Value:
-    """A matrix of activations: one row of `width` elements per token of the batch, or per requested output.
+    """A matrix of activations: rows of `width` elements, `slots` of them (for the chosen experts, or the heads) per
+    token of the batch, or per requested output.
 
     `dtype` 'q8' and 'q16' are rows of integers of one and two digits with a scale per 32 elements
     (``airkernels.cpu.activations.QuantizedRow``).
@@ -29,6 +30,17 @@ class Value:
     width: int
     rows: Rows
     dtype: Dtype
+    slots: int = 1
+
+    @property
+    def shape(self) -> str:
+        """Rows and columns in words."""
+        return shown_shape(self.width, self.rows, self.slots)
+
+
+def shown_shape(width: int, rows: Rows, slots: int = 1) -> str:
+    """The shape of a value in words."""
+    return f"[{rows}, {width}]" if slots == 1 else f"[{rows} x {slots}, {width}]"
 
 
 class Kind(NamedTuple):
@@ -37,6 +49,7 @@ class Kind(NamedTuple):
     width: int
     rows: Rows
     dtype: Dtype
+    slots: int = 1
 
 
 def quantized_dtype(digits: int) -> Dtype:
@@ -84,15 +97,30 @@ def arity(inputs: Sequence[Value], n: int) -> None:
         raise ValueError(f"{len(inputs)} inputs instead of {n}")
 
 
-def floats(value: Value) -> Value:
-    if value.dtype != "float32":
-        raise ValueError(f"{value.name} is {value.dtype}, not float32")
+def of_type(value: Value, dtype: Dtype) -> Value:
+    if value.dtype != dtype:
+        raise ValueError(f"{value.name} is {value.dtype}, not {dtype}")
     return value
 
 
-def same_kind(value: Value, width: int, rows: Rows) -> Value:
-    if (value.width, value.rows) != (width, rows):
-        raise ValueError(f"{value.name} is [{value.rows}, {value.width}], not [{rows}, {width}]")
+def single(value: Value) -> Value:
+    if value.slots != 1:
+        raise ValueError(f"{value.name} has {value.slots} rows per token, not one")
+    return value
+
+
+def floats(value: Value) -> Value:
+    return single(of_type(value, "float32"))
+
+
+def float_slots(value: Value) -> Value:
+    """Floats, with any number of rows per token."""
+    return of_type(value, "float32")
+
+
+def same_kind(value: Value, width: int, rows: Rows, slots: int = 1) -> Value:
+    if (value.width, value.rows, value.slots) != (width, rows, slots):
+        raise ValueError(f"{value.name} is {value.shape}, not {shown_shape(width, rows, slots)}")
     return value
 
 
@@ -101,6 +129,14 @@ def matrix(weights: Weights, name: str) -> tuple[int, int]:
     if len(shape) != 2:
         raise ValueError(f"{name} of shape {shape} is no matrix")
     return shape[0], shape[1]
+
+
+def matrices(weights: Weights, name: str, n: int) -> tuple[int, int]:
+    """Rows and columns of a tensor of `n` matrices."""
+    shape = weights[name].shape
+    if len(shape) != 3 or shape[0] != n:
+        raise ValueError(f"{name} of shape {shape} is not {n} matrices")
+    return shape[1], shape[2]
 
 
 def vector(weights: Weights, name: str, n: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aircompile.operators.base import Kind, Op, Rounding, Value, Weights, arity, floats, same_kind, vector
+from aircompile.operators.base import Kind, Op, Rounding, Value, Weights, arity, float_slots, floats, same_kind, vector
 
 Function = Literal[
     "silu",
@@ -37,8 +37,8 @@ class Activation(Rounding):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
-        x = floats(inputs[0])
-        return (Kind(x.width, x.rows, self.dtype),)
+        x = float_slots(inputs[0])
+        return (Kind(x.width, x.rows, self.dtype, x.slots),)
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class GatedActivation(Rounding):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 2)
-        gate = floats(inputs[0])
-        same_kind(floats(inputs[1]), gate.width, gate.rows)
-        return (Kind(gate.width, gate.rows, self.dtype),)
+        gate = float_slots(inputs[0])
+        same_kind(float_slots(inputs[1]), gate.width, gate.rows, gate.slots)
+        return (Kind(gate.width, gate.rows, self.dtype, gate.slots),)
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Multiply(Op):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 2)
-        a, b = map(floats, inputs)
+        a, b = map(float_slots, inputs)
         if a.width % b.width:
             raise ValueError(f"{a.width} columns ({a.name}) are not {b.width} equal groups ({b.name})")
-        same_kind(b, b.width, a.rows)
-        return (Kind(a.width, a.rows, "float32"),)
+        same_kind(b, b.width, a.rows, a.slots)
+        return (Kind(a.width, a.rows, "float32", a.slots),)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Slice(Op):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
-        x = floats(inputs[0])
+        x = float_slots(inputs[0])
         if not 0 <= self.first < self.first + self.width <= x.width:
             raise ValueError(f"columns {self.first} to {self.first + self.width} of {x.name}, which has {x.width}")
-        return (Kind(self.width, x.rows, "float32"),)
+        return (Kind(self.width, x.rows, "float32", x.slots),)

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aircompile.operators.base import Kind, Op, Rounding, Value, Weights, arity, floats, matrix, quantized_dtype, vector
+from aircompile.operators.base import (
+    Kind,
+    Op,
+    Rounding,
+    Value,
+    Weights,
+    arity,
+    float_slots,
+    floats,
+    matrix,
+    quantized_dtype,
+    single,
+    vector,
+)
 
 NormKind = Literal["rms", "layer"]
 
@@ -69,7 +82,7 @@ class SelectRows(Op):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
-        if inputs[0].rows != "tokens":
+        if single(inputs[0]).rows != "tokens":
             raise ValueError(f"{inputs[0].name} already has the rows of the outputs")
         return (Kind(inputs[0].width, "outputs", inputs[0].dtype),)
 
@@ -82,5 +95,5 @@ class Quantize(Op):
 
     def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
         arity(inputs, 1)
-        x = floats(inputs[0])
-        return (Kind(x.width, x.rows, quantized_dtype(self.digits)),)
+        x = float_slots(inputs[0])
+        return (Kind(x.width, x.rows, quantized_dtype(self.digits), x.slots),)

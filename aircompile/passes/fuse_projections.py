@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from aircompile.graph import Graph, Operator
-from aircompile.operators import Add, MatMul, Slice
+from aircompile.operators import Add, MatMul, Slice, Split
 from aircompile.passes.names import joined
 from aircompile.passes.options import PassOptions
 
@@ -20,7 +20,7 @@ def fuse_projections(graph: Graph, options: PassOptions) -> Graph:
     """MatMul(x), MatMul(x), ... -> Slice(MatMul(x)), ... for matrices of one storage format.
 
     Members in different formats stay products of their own. So do those that a residual is added to, which add it
-    themselves (``fuse_residual``).
+    themselves (``fuse_residual``), and those whose rows are split, which must be evenly apart.
     """
     graph = graph.copy()
     for value in list(graph.values):
@@ -40,7 +40,7 @@ def _fits(graph: Graph, member: Operator, op: MatMul) -> bool:
         not op.accumulate
         and output not in graph.outputs
         and all(graph.weights[name].shape[0] % PANEL == 0 for name in op.weights)
-        and not any(isinstance(reader.op, Add) for reader in graph.consumers(output))
+        and not any(isinstance(reader.op, Add | Split) for reader in graph.consumers(output))
     )
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 
 from aircompile.graph import Graph, Operator
-from aircompile.operators import MatMul, Quantize, Rounding, is_integer_format
+from aircompile.operators import Dispatch, Product, Quantize, Rounding, is_integer_format
 from aircompile.passes.options import PassOptions
 from airrun.errors import UnsupportedError
 
 
 def quantize_activations(graph: Graph, options: PassOptions) -> Graph:
-    """MatMul(x) -> MatMul(quantized x), for matrices in integer block formats.
+    """Product(x) -> Product(quantized x), for matrices in integer block formats.
+
+    Rows that are dispatched to experts are rounded before: each once, and not once for each of its experts.
 
     Raises UnsupportedError if quantized activations are insisted on and no matrix can take them.
     """
@@ -23,18 +25,28 @@ def quantize_activations(graph: Graph, options: PassOptions) -> Graph:
         return graph
     graph = graph.copy()
     values = dict.fromkeys(operator.inputs[0] for operator in graph.operators() if _wants_q8(graph, operator))
+    dispatched = [value for value in values if _is_dispatched(graph, graph.producer(value))]
     if options.activations == "q8" and not values:
         raise UnsupportedError(
             f"activations q8: {graph.hyper.name} has no matrix in an integer block format; use auto or f32"
         )
-    for value in values:
+    for value in [value for value in values if value not in dispatched]:
         _quantize(graph, value)
     return graph
 
 
 def _wants_q8(graph: Graph, operator: Operator) -> bool:
     op = operator.op
-    return isinstance(op, MatMul) and is_integer_format(op.format(graph.weights))
+    if _is_dispatched(graph, operator):
+        return True
+    return isinstance(op, Product) and is_integer_format(op.format(graph.weights))
+
+
+def _is_dispatched(graph: Graph, operator: Operator | None) -> bool:
+    """Whether an operator dispatches rows as they are, to nothing but products that want them rounded."""
+    if operator is None or not isinstance(operator.op, Dispatch) or len(operator.inputs) > 2:
+        return False
+    return all(_wants_q8(graph, reader) for reader in graph.consumers(operator.outputs[0]))
 
 
 def _quantize(graph: Graph, value: str) -> None:

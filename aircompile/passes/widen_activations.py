@@ -14,14 +14,18 @@ from aircompile.graph import Graph, Operator
 from aircompile.operators import (
     Activation,
     Attention,
+    Dispatch,
     GatedActivation,
-    MatMul,
+    HeadMatMul,
+    Join,
     Norm,
+    Product,
     Quantize,
     Rope,
     RopeStore,
     Rounding,
     Slice,
+    Split,
 )
 from aircompile.passes.options import PassOptions
 
@@ -34,7 +38,12 @@ def widen_activations(graph: Graph, options: PassOptions) -> Graph:
     for operator in graph.operators():
         op = operator.op
         if isinstance(op, Rounding | Quantize) and _is_quantized(graph, operator) and _has_outliers(graph, operator):
-            graph.replace([operator.name], [dataclasses.replace(operator, op=dataclasses.replace(op, digits=2))])
+            wide = dataclasses.replace(operator, op=dataclasses.replace(op, digits=2))
+            # rows that are copied keep their type
+            copies = [reader for reader in graph.consumers(operator.outputs[0]) if isinstance(reader.op, Dispatch)]
+            graph.replace([operator.name], [wide])
+            for copy in copies:
+                graph.replace([copy.name], [copy])
     return graph
 
 
@@ -46,7 +55,7 @@ def _has_outliers(graph: Graph, operator: Operator) -> bool:
     """Whether outliers were seen in values of this kind; a Quantize is judged by what it rounds."""
     source = graph.producer(operator.inputs[0]) if isinstance(operator.op, Quantize) else operator
     activated = source is not None and isinstance(source.op, Activation | GatedActivation)
-    products = [reader for reader in graph.consumers(operator.outputs[0]) if isinstance(reader.op, MatMul)]
+    products = [reader for reader in graph.consumers(operator.outputs[0]) if isinstance(reader.op, Product)]
     return activated or any(_feeds_attention(graph, product) for product in products)
 
 
@@ -54,7 +63,7 @@ def _feeds_attention(graph: Graph, operator: Operator) -> bool:
     """Whether a result becomes queries, keys or values, as it is or normed and rotated."""
     return any(
         isinstance(reader.op, RopeStore | Attention)
-        or (isinstance(reader.op, Slice | Norm | Rope) and _feeds_attention(graph, reader))
+        or (isinstance(reader.op, Slice | Norm | Rope | Split | Join | HeadMatMul) and _feeds_attention(graph, reader))
         for value in operator.outputs
         for reader in graph.consumers(value)
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from airrun.native import CALL, Call, Library, pack_calls
+from airrun.plan.chunks import is_bank
 from airrun.plan.schema import POINTERS_PER_STEP, Operand, Plan, Program, Step
 from airrun.weights import Weights, fetch_of
 
@@ -153,7 +154,7 @@ class Binder:
 
     def _step(self, step: Step, streamed: list[int]) -> Iterator[_Bound]:
         first = step.operands[0]
-        if first.space == "weight":
+        if first.space == "weight" and not is_bank(self._plan, self._plan.weights[first.index]):
             yield from self._product(step, first, streamed)
             return
         pointers = [self._pointer(operand) for operand in step.operands]
@@ -188,10 +189,16 @@ class Binder:
         # a plan writes an operand that recurs once, so that each is one object
         found = self._pointers.get(id(operand))
         if found is None:
-            none = operand.space == "none"
-            found = 0 if none else self._addresses[operand.space][operand.index] + operand.offset
+            found = 0 if operand.space == "none" else self._entry(operand) + operand.offset
             self._pointers[id(operand)] = found
         return found
+
+    def _entry(self, operand: Operand) -> int:
+        """Address of the entry that an operand points into; a weight that is named here is a bank, all of it kept."""
+        if operand.space != "weight":
+            return self._addresses[operand.space][operand.index]
+        (whole,) = self._segments[operand.index]
+        return self._weights.address + whole.offset
 
 
 def _within(segments: Sequence[Segment], first: int, n: int, panel_nbytes: int) -> Iterator[Segment]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from airrun.errors import BudgetError, UsageError
 from airrun.isa import select_level
 from airrun.plan.schema import INPUTS, KvCache, Library, Plan
-from airrun.residency import Residency, keep, nothing_kept, resident
+from airrun.residency import Residency, keep, least_kept, resident
 
 MAX_THREADS = 1024
 
@@ -248,7 +248,7 @@ class _Run:
     def within(self, budget: int) -> Sizes:
         """The largest batch and the most weights that a budget has room for."""
         plan = self.plan
-        bare = nothing_kept(plan, plan.stream.slots)
+        bare = least_kept(plan, plan.stream.slots)
         for max_tokens in self._batches():
             room = budget - self.sizes(max_tokens, bare, budget).total
             if room < 0 or (max_tokens > _SMALLEST_BATCH and plan.arena_nbytes * max_tokens * _BATCH_SHARE > room):

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
-from airrun.plan.chunks import Chunk, chunks_of
+from airrun.plan.chunks import Chunk, chunks_of, is_bank
 from airrun.plan.schema import Plan
 
 PAGE = 4096
@@ -130,27 +130,36 @@ def resident(plan: Plan) -> Residency:
     return Residency(plan, None, _weights_nbytes(plan), 0, 0)
 
 
-def nothing_kept(plan: Plan, n_slots: int) -> Residency:
-    """Everything is streamed through `n_slots` buffers."""
+def least_kept(plan: Plan, n_slots: int) -> Residency:
+    """Everything is streamed through `n_slots` buffers, but for banks of experts: what they are read for is known too
+    late to be read in order."""
     chunks = tuple(chunks_of(plan))
-    slot_nbytes = max((span_of(chunk)[1] for chunk in chunks), default=0)
-    return Residency(plan, (-1,) * len(chunks), 0, n_slots, slot_nbytes)
+    kept = [is_bank(plan, plan.weights[chunk.weight]) for chunk in chunks]
+    slot_nbytes = max((span_of(chunk)[1] for chunk, keeps in zip(chunks, kept, strict=True) if not keeps), default=0)
+    return _placed(Residency(plan, (-1,) * len(chunks), 0, n_slots, slot_nbytes), kept)
 
 
-def keep(bare: Residency, room: int) -> Residency:
-    """As much is kept as fits `room` bytes, where nothing is kept so far."""
-    plan, chunks = bare.plan, bare.chunks
-    kept = [False] * len(chunks)
+def keep(least: Residency, room: int) -> Residency:
+    """As much more is kept as fits `room` bytes."""
+    plan, chunks = least.plan, least.chunks
+    kept = [place >= 0 for place in least.places]
     for number in plan.keep_order:
+        if kept[number]:
+            continue
         room -= _panels_nbytes(plan, chunks[number])
         if room < 0:
             break
         kept[number] = True
+    return _placed(least, kept)
+
+
+def _placed(residency: Residency, kept: Sequence[bool]) -> Residency:
+    """Chunks that are kept lie one after another."""
     places, at = [], 0
-    for chunk, is_kept in zip(chunks, kept, strict=True):
+    for chunk, is_kept in zip(residency.chunks, kept, strict=True):
         places.append(at if is_kept else -1)
-        at += _panels_nbytes(plan, chunk) if is_kept else 0
-    return replace(bare, kept=tuple(places), kept_nbytes=at)
+        at += _panels_nbytes(residency.plan, chunk) if is_kept else 0
+    return replace(residency, kept=tuple(places), kept_nbytes=at)
 
 
 def _panels_nbytes(plan: Plan, chunk: Chunk) -> int:

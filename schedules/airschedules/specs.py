@@ -7,19 +7,27 @@ rules choose there. Equal specs are one kernel.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
 from airkernels.cpu import attention as attention_kernels
-from airkernels.cpu import elementwise, matmul_float, matmul_int, norms, pack, read_probe, rows, streams
+from airkernels.cpu import elementwise, experts, matmul_float, matmul_int, norms, pack, read_probe, rows, streams
 from airkernels.cpu import rope as rope_kernels
+from airkernels.cpu import route as route_kernels
+from airkernels.cpu.activations import QuantizedRow
 from airkernels.cpu.attention import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
 from airkernels.cpu.elementwise import RowShape
+from airkernels.cpu.experts import Bank, SumShape
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.matmul_int import MatmulShape
 from airkernels.cpu.norms import NormShape
+from airkernels.cpu.panels import PanelLayout
+from airkernels.cpu.program import Kernel, define
 from airkernels.cpu.rope import RopeShape
+from airkernels.cpu.route import RouteShape
+from airkernels.cpu.row_order import RowOrder
 from airkernels.cpu.streams import CombineShape
 from airkernels.formats import FORMATS, BlockFormat
 from airschedules.records import MatmulTask
@@ -96,12 +104,16 @@ class MatmulSpec(KernelSpec):
         return MatmulTask(self.weights, self.matrix.n_rows, self.matrix.n_cols, self.phase, digits)
 
     def build(self, isa: VectorIsa) -> Program:
+        return define(self.symbol, self.body(isa))
+
+    def body(self, isa: VectorIsa) -> Callable[[Kernel], None]:
+        """What computes the product, without the function around it."""
         schedule = schedule_matmul(self.task, isa).schedule
         fmt = FORMATS[self.weights]
         if self.quantized:
             assert isinstance(fmt, BlockFormat)
-            return matmul_int.matmul_int(self.symbol, isa, fmt, self.matrix, schedule)
-        return matmul_float.matmul_float(self.symbol, isa, fmt, self.matrix, self.in_stride, schedule.tile)
+            return matmul_int.product(isa, fmt, self.matrix, schedule)
+        return matmul_float.product(isa, fmt, self.matrix, self.in_stride, schedule.tile)
 
     def scratch_nbytes(self, isa: VectorIsa) -> int:
         fmt = FORMATS[self.weights]
@@ -116,6 +128,125 @@ class MatmulSpec(KernelSpec):
         start = decision.schedule.unpack_from
         where = f"panels unpacked from {start} tokens on" if start else "panels decoded in registers"
         return f"tile of {decision.schedule.tile} tokens, {where}", decision.reason
+
+
+@dataclass(frozen=True)
+class BankSpec(MatmulSpec):
+    """Base of products with one matrix of many; `matrix` is the shape of one."""
+
+    @property
+    def bank(self) -> Bank:
+        """Where the matrices and their rows lie."""
+        n = self.matrix.n_cols
+        x_nbytes = QuantizedRow(n, self.matrix.digits).nbytes if self.quantized else 4 * self.x_stride
+        return Bank(self.matrix.n_rows, PanelLayout(FORMATS[self.weights], n).nbytes, x_nbytes, self.y_stride)
+
+    @property
+    def x_stride(self) -> int:
+        """Floats between neighbouring rows of float activations."""
+        return self.in_stride
+
+    @property
+    def y_stride(self) -> int:
+        """Floats between neighbouring rows of results."""
+        return self.matrix.out_stride
+
+
+@dataclass(frozen=True)
+class ExpertMatmulSpec(BankSpec):
+    """A product of rows sorted by expert."""
+
+    order: RowOrder
+
+    def build(self, isa: VectorIsa) -> Program:
+        sort = experts.by_row if self.phase == "decode" else experts.by_expert
+        return define(self.symbol, sort(self.bank, self.order, self.body(isa), self.matrix.bias))
+
+
+@dataclass(frozen=True)
+class HeadMatmulSpec(BankSpec):
+    """A product of every head with its own matrix; rows of one head lie `n_heads` apart."""
+
+    n_heads: int
+
+    @property
+    def x_stride(self) -> int:
+        return self.in_stride // self.n_heads
+
+    @property
+    def y_stride(self) -> int:
+        return self.matrix.out_stride // self.n_heads
+
+    def build(self, isa: VectorIsa) -> Program:
+        return define(self.symbol, experts.by_head(self.bank, self.body(isa)))
+
+
+@dataclass(frozen=True)
+class RouteSpec(KernelSpec):
+    """Choosing experts."""
+
+    route: RouteShape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.route.n_experts, self.route.n_used)
+
+    def build(self, isa: VectorIsa) -> Program:
+        return route_kernels.route(self.symbol, isa, self.route)
+
+
+@dataclass(frozen=True)
+class SortByExpertSpec(KernelSpec):
+    """The order of rows by expert."""
+
+    order: RowOrder
+    in_stride: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.order.n_experts, self.order.n_used)
+
+    def build(self, isa: VectorIsa) -> Program:
+        return experts.sort_by_expert(self.symbol, self.order, self.in_stride)
+
+
+@dataclass(frozen=True)
+class DispatchSpec(KernelSpec):
+    """Rows of tokens to sorted rows of experts."""
+
+    order: RowOrder
+    row_nbytes: int
+    weight_stride: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.row_nbytes // 4 * self.order.n_used,)
+
+    @property
+    def rate(self) -> str:
+        return "select"
+
+    def build(self, isa: VectorIsa) -> Program:
+        return experts.dispatch(self.symbol, isa, self.order, self.row_nbytes, self.weight_stride)
+
+
+@dataclass(frozen=True)
+class SumExpertsSpec(KernelSpec):
+    """Sums of the rows of each token."""
+
+    order: RowOrder
+    row: SumShape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.row.n * self.order.n_used,)
+
+    @property
+    def rate(self) -> str:
+        return "select"
+
+    def build(self, isa: VectorIsa) -> Program:
+        return experts.sum_experts(self.symbol, isa, self.order, self.row)
 
 
 @dataclass(frozen=True)
@@ -242,6 +373,28 @@ class MultiplySpec(ElementwiseSpec):
 
     def build(self, isa: VectorIsa) -> Program:
         return elementwise.multiply(self.symbol, isa, self.row, self.group)
+
+
+@dataclass(frozen=True)
+class PositionScaleSpec(ElementwiseSpec):
+    """Rows times a factor that grows with their position."""
+
+    period: int
+    strength: float
+
+    def build(self, isa: VectorIsa) -> Program:
+        return elementwise.scale_by_position(self.symbol, isa, self.row, self.period, self.strength)
+
+
+@dataclass(frozen=True)
+class JoinSpec(ElementwiseSpec):
+    """Columns of one or two inputs side by side; so many rows of the result have the same row of an input."""
+
+    widths: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    def build(self, isa: VectorIsa) -> Program:
+        return elementwise.join(self.symbol, isa, self.row, self.widths, self.slots)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,77 @@ def _gemma3n() -> FamilyModel:
     return FamilyModel("gemma3n", keys, shapes(parts, n_layers=5, tied=True) | top)
 
 
+N_EXPERTS, N_FF_EXPERT = 8, 32
+EXPERTS: dict[str, Any] = {"expert_count": N_EXPERTS, "expert_used_count": 3}
+EXPERT: Shapes = {
+    "ffn_gate_inp": (N_EXPERTS, N_EMBD),
+    "ffn_gate_exps": (N_EXPERTS, N_FF_EXPERT, N_EMBD),
+    "ffn_up_exps": (N_EXPERTS, N_FF_EXPERT, N_EMBD),
+    "ffn_down_exps": (N_EXPERTS, N_EMBD, N_FF_EXPERT),
+}
+
+
+def shared_expert(n_ff: int) -> Shapes:
+    return {"ffn_gate_shexp": (n_ff, N_EMBD), "ffn_up_shexp": (n_ff, N_EMBD), "ffn_down_shexp": (N_EMBD, n_ff)}
+
+
+def _layers(parts: Callable[[int], Shapes], n_layers: int) -> Shapes:
+    """Tensors of layers that differ; a part that names its own suffix keeps it."""
+    found = shapes({}, n_layers=0)
+    for layer in range(n_layers):
+        for part, shape in parts(layer).items():
+            found[f"blk.{layer}.{part}" + ("" if part.endswith(".bias") else ".weight")] = shape
+    return found
+
+
+def _glm4_experts() -> Shapes:
+    """One dense layer, two with experts, and one that predicts the token after next."""
+    norms: Shapes = {"attn_norm": (N_EMBD,), "post_attention_norm": (N_EMBD,)}
+    sparse: Shapes = {**EXPERT, **shared_expert(N_FF_EXPERT), "exp_probs_b.bias": (N_EXPERTS,)}
+    extra: Shapes = {"nextn.eh_proj": (N_EMBD, 2 * N_EMBD), "nextn.enorm": (N_EMBD,), "nextn.hnorm": (N_EMBD,)}
+
+    def parts(layer: int) -> Shapes:
+        return {**SPLIT, **norms, **(GATED if layer == 0 else sparse), **(extra if layer == 3 else {})}
+
+    return _layers(parts, 4)
+
+
+LATENT: dict[str, Any] = {
+    "expert_feed_forward_length": N_FF_EXPERT,
+    "expert_shared_count": 2,
+    "expert_group_count": 4,
+    "expert_group_used_count": 2,
+    "leading_dense_block_count": 1,
+    "attention__head_count_kv": 1,
+    "attention__q_lora_rank": 48,
+    "attention__kv_lora_rank": 32,
+    "attention__key_length": 48,
+    "attention__value_length": 32,
+    "attention__key_length_mla": 32,
+    "attention__value_length_mla": 16,
+    "rope__dimension_count": 16,
+    "rope__scaling__type": "yarn",
+    "rope__scaling__factor": 4.0,
+    "rope__scaling__original_context_length": 32,
+    "rope__scaling__yarn_log_multiplier": 0.0707,
+}
+
+
+def _deepseek(own: Shapes, *, bias: bool) -> Shapes:
+    attention: Shapes = {
+        "attn_q_a": (48, N_EMBD),
+        "attn_q_a_norm": (48,),
+        "attn_q_b": (N_HEADS * 32, 48),
+        "attn_kv_a_mqa": (48, N_EMBD),
+        "attn_kv_a_norm": (32,),
+        "attn_output": (N_EMBD, N_HEADS * 16),
+        **own,
+    }
+    sparse: Shapes = {**EXPERT, **shared_expert(2 * N_FF_EXPERT)}
+    sparse |= {"exp_probs_b.bias": (N_EXPERTS,)} if bias else {}
+    return _layers(lambda layer: {**attention, **NORMS, **(GATED if layer == 0 else sparse)}, N_LAYERS)
+
+
 MODELS: dict[str, FamilyModel] = {
     "gptneox": FamilyModel(
         "gptneox",
@@ -293,6 +364,54 @@ MODELS: dict[str, FamilyModel] = {
         "granite",
         metadata(**RMS, rope__scaling__finetuned=False, logit_scale=3.0, rope__dimension_count=16),
         shapes({**SPLIT, **NORMS, **GATED}),
+    ),
+    "granite_shared_expert": FamilyModel(
+        "granitemoe",
+        metadata(
+            **RMS,
+            **EXPERTS,
+            feed_forward_length=N_FF_EXPERT,
+            expert_shared_feed_forward_length=64,
+            logit_scale=3.0,
+            embedding_scale=2.0,
+            residual_scale=0.5,
+            rope__dimension_count=16,
+        ),
+        shapes({**SPLIT, **NORMS, **EXPERT, **shared_expert(64)}, tied=True),
+    ),
+    "glm4_experts": FamilyModel(
+        "glm4moe",
+        metadata(
+            **RMS,
+            **EXPERTS,
+            block_count=4,
+            nextn_predict_layers=1,
+            expert_feed_forward_length=N_FF_EXPERT,
+            expert_shared_count=1,
+            expert_weights_norm=True,
+            expert_weights_scale=1.5,
+            expert_gating_func=2,
+            leading_dense_block_count=1,
+            rope__dimension_count=8,
+            attention__key_length=HEAD_DIM,
+            attention__value_length=HEAD_DIM,
+        ),
+        _glm4_experts(),
+    ),
+    "deepseek_groups_and_yarn": FamilyModel(
+        "deepseek2",
+        metadata(**RMS, **EXPERTS, **LATENT, expert_gating_func=2, expert_weights_norm=True, expert_weights_scale=2.5),
+        _deepseek({"attn_k_b": (N_HEADS, 32, 16), "attn_v_b": (N_HEADS, 16, 32)}, bias=True),
+    ),
+    "deepseek_spelled_out": FamilyModel(
+        "deepseek2",
+        metadata(
+            **RMS,
+            **EXPERTS,
+            **{key: value for key, value in LATENT.items() if not key.endswith("_mla") and "group" not in key},
+        )
+        | {"attention.key_length": 32, "attention.value_length": 16, "attention.head_count_kv": N_HEADS},
+        _deepseek({"attn_kv_b": (N_HEADS * 32, 32)}, bias=False),
     ),
     "qwen2_fused": FamilyModel(
         "qwen2", metadata(**RMS, rope__freq_base=1e6), shapes({**FUSED, **NORMS, **GATED}, tied=True)

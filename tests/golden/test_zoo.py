@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from measures import Logits, OpenEngine, argmax_where_clear, divergence, same_bits
+from measures import Doubles, Logits, OpenEngine, argmax_where_clear, divergence, same_bits
 from zoo_folder import zoo_folder
 
 from aircompile.architectures import build_graph
@@ -27,32 +26,26 @@ LLAMA_CPP_IS_RIGHT = {
     "gptoss": "the file does not carry that YaRN is not truncated",
     "gptoss_mxfp4": "the same",
     "falcon_mamba": "the file lacks an epsilon",
-    "gemma4moe": "near ties of routers fall as in llama.cpp or not at all",
 }
 """Where the engines differ and transformers is not the one to follow; everywhere else it is."""
 
 REFUSED = {
-    "deepseek2": "architecture 'deepseek2'",
-    "deepseek2_lite": "architecture 'deepseek2'",
-    "deepseek3": "architecture 'deepseek2'",
-    "gemma4moe": "mixtures of experts",
-    "gptoss": "architecture 'gpt-oss'",
-    "gptoss_mxfp4": "architecture 'gpt-oss'",
-    "granitemoe": "architecture 'granitemoe'",
     "jamba": "architecture 'jamba'",
     "lfm2": "architecture 'lfm2'",
-    "llama4": "architecture 'llama4'",
-    "mixtral": "mixtures of experts",
-    "olmoe": "architecture 'olmoe'",
-    "qwen2moe": "architecture 'qwen2moe'",
     "qwen35": "architecture 'qwen35'",
     "qwen35moe": "architecture 'qwen35moe'",
-    "qwen3moe": "architecture 'qwen3moe'",
     "qwen3next": "architecture 'qwen3next'",
     "rwkv6": "architecture 'rwkv6'",
     "rwkv7": "architecture 'rwkv7'",
 }
 """Models that are not supported yet, and what the refusal names."""
+
+NEAR_TIES = ("deepseek2_lite", "gemma4moe")
+"""Models with routers whose near ties are decided by rounding to half precision, here or in llama.cpp: from the first
+such token on logits differ by other experts, and not by how well either computes."""
+
+FLIP = 5e-4
+"""KL of a token that has other experts."""
 
 FOLDERS = sorted(path.parent.name for path in ZOO.glob("*/model.gguf"))
 SUPPORTED = [name for name in FOLDERS if name not in REFUSED]
@@ -72,12 +65,6 @@ def at_kept_positions(engine: Engine, gold: dict[str, Any]) -> dict[int, Logits]
     return found | {300: found[300][gold["rows300"]]}
 
 
-def upstream_spread(name: str) -> float:
-    """Largest KL between the two engines, where they agree up to rounding."""
-    spread: float = json.loads((ZOO / name / "info.json").read_text())["llama_cpp_f32_vs_hf"]["max_kl"]
-    return spread if name == "gemma4moe" else 0.0
-
-
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_float_activations_are_exact(zoo: Path, open_engine: OpenEngine, name: str) -> None:
     """Logits, the greedy continuation, and the same bits step by step."""
@@ -86,7 +73,7 @@ def test_float_activations_are_exact(zoo: Path, open_engine: OpenEngine, name: s
     ours = at_kept_positions(engine, gold)
     for length in LENGTHS:
         kl = divergence(gold[f"{oracle_of(name)}_{length}"], ours[length]).max()
-        assert kl < max(1e-6, upstream_spread(name)), f"{length} tokens"
+        assert kl < 1e-6, f"{length} tokens"
 
     session = engine.new_session()
     rows = [session.eval(gold["greedy_prompt"].tolist()).copy()]
@@ -100,6 +87,12 @@ def test_float_activations_are_exact(zoo: Path, open_engine: OpenEngine, name: s
     assert same_bits(np.concatenate(rows), at_once)
 
 
+def before_a_flip(ours: Doubles, theirs: Doubles) -> int:
+    """How many positions come before one where either has other experts."""
+    flips = np.flatnonzero(np.maximum(ours, theirs) > FLIP)
+    return int(flips[0]) if len(flips) else len(ours)
+
+
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_as_shipped_is_not_further_from_exact_than_llama_cpp(zoo: Path, open_engine: OpenEngine, name: str) -> None:
     gold = golden(name)
@@ -108,8 +101,10 @@ def test_as_shipped_is_not_further_from_exact_than_llama_cpp(zoo: Path, open_eng
     ours, theirs = [], []
     for length in LENGTHS:
         exact = gold[f"{oracle_of(name)}_{length}"]
-        ours.append(divergence(exact, logits[length]))
-        theirs.append(divergence(exact, gold[f"lcpp_f16_{length}"]))
+        pair = divergence(exact, logits[length]), divergence(exact, gold[f"lcpp_f16_{length}"])
+        n = before_a_flip(*pair) if name in NEAR_TIES else length
+        ours.append(pair[0][:n])
+        theirs.append(pair[1][:n])
     mean, limit = np.concatenate(ours).mean(), np.concatenate(theirs).mean()
     print(f"{name}: mean KL {mean:.2e}, llama.cpp {limit:.2e}")
     assert mean <= 1.1 * limit + 1e-4
@@ -125,7 +120,7 @@ def test_other_models_are_refused_by_name(zoo: Path, name: str) -> None:
     with pytest.raises(UnsupportedError) as caught:
         build_graph(read_gguf(ZOO / name / "model.gguf"))
     assert REFUSED[name] in str(caught.value)
-    assert "mixtures" in REFUSED[name] or "supported: apertus, " in str(caught.value)
+    assert "supported: apertus, " in str(caught.value)
 
 
 def test_every_folder_is_accounted_for(zoo: Path) -> None:

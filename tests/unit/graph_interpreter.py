@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
-from reference_functions import activation, alibi_slopes, gate
+from reference_functions import activation, alibi_slopes, gate, sigmoid
 
 from aircompile.graph import Graph, Operator
 from aircompile.operators import (
@@ -21,8 +21,12 @@ from aircompile.operators import (
     Attention,
     Combine,
     CutOff,
+    Dispatch,
+    ExpertMatMul,
     GatedActivation,
     Gather,
+    HeadMatMul,
+    Join,
     MatchSize,
     MatMul,
     Multiply,
@@ -30,9 +34,14 @@ from aircompile.operators import (
     Quantize,
     Rope,
     RopeStore,
+    Route,
     Scale,
+    ScaleByPosition,
     SelectRows,
     Slice,
+    SortByExpert,
+    Split,
+    SumExperts,
 )
 
 Array = npt.NDArray[np.float64]
@@ -63,15 +72,46 @@ class Interpreter:
         self.cache: dict[int, tuple[Array, Array]] = {}
         values: dict[str, Array] = {}
         for operator in self.graph.operators():
-            result = self._compute(operator, [values[name] for name in operator.inputs])
-            declared = self.graph.values[operator.outputs[0]]
-            n_rows = len(self.tokens) if declared.rows == "tokens" else len(self.output_rows)
-            assert result.shape == (n_rows, declared.width), operator.name
-            values[operator.outputs[0]] = result
+            computed = self._compute(operator, [values[name] for name in operator.inputs])
+            results = computed if isinstance(computed, tuple) else (computed,)
+            for name, result in zip(operator.outputs, results, strict=True):
+                declared = self.graph.values[name]
+                n_rows = len(self.tokens) if declared.rows == "tokens" else len(self.output_rows)
+                # what an order looks like is the kernels' business: here it is the chosen experts
+                if not isinstance(operator.op, SortByExpert):
+                    assert result.shape == (n_rows * declared.slots, declared.width), operator.name
+                values[name] = result
         return values[self.graph.outputs[0]]
 
-    def _compute(self, operator: Operator, inputs: list[Array]) -> Array:
+    def _compute(self, operator: Operator, inputs: list[Array]) -> Array | tuple[Array, ...]:
         match operator.op:
+            case Route() as op:
+                return self._route(inputs[0], op)
+            case SortByExpert():
+                return inputs[0]
+            case Dispatch() as op:
+                rows = np.repeat(inputs[0], op.n_used, axis=0)
+                return rows * inputs[2].reshape(-1, 1) if len(inputs) == 3 else rows
+            case ExpertMatMul() as op:
+                chosen = inputs[1].reshape(-1).astype(int)
+                product = np.stack([self.weights[op.weight][e] @ x for e, x in zip(chosen, inputs[0], strict=True)])
+                return product if op.bias is None else product + self.weights[op.bias][chosen]
+            case SumExperts():
+                y = inputs[0].reshape(*inputs[1].shape, -1)
+                return (y * inputs[2][..., None] if len(inputs) == 3 else y).sum(axis=1)
+            case HeadMatMul() as op:
+                matrices = self.weights[op.weight]
+                heads = inputs[0].reshape(-1, *matrices.shape[::2])
+                return np.einsum("thc,hrc->thr", heads, matrices).reshape(-1, matrices.shape[1])
+            case Split():
+                return inputs[0].reshape(-1, self.graph.values[operator.outputs[0]].width)
+            case Join():
+                slots = [self.graph.values[name].slots for name in operator.inputs]
+                repeated = [np.repeat(x, max(slots) // n, axis=0) for x, n in zip(inputs, slots, strict=True)]
+                return np.concatenate(repeated, axis=1)
+            case ScaleByPosition() as op:
+                steps = (np.arange(len(self.tokens)) + 1) // op.period
+                return inputs[0] * (1 + op.strength * np.log(1 + steps))[:, None]
             case Gather() as op:
                 return self.weights[op.table][self.tokens if op.by == "token_ids" else np.arange(len(self.tokens))]
             case Norm() as op:
@@ -122,6 +162,20 @@ class Interpreter:
             case Quantize():
                 return inputs[0]
         raise NotImplementedError(operator.op)
+
+    def _route(self, logits: Array, op: Route) -> tuple[Array, Array]:
+        spread = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = spread / spread.sum(axis=1, keepdims=True) if op.scores == "softmax" else sigmoid(logits)
+        ranks = scores if op.bias is None else scores + self.weights[op.bias]
+        groups = np.sort(ranks.reshape(len(ranks), op.n_groups, -1), axis=2)[:, :, -op.group_best :].sum(axis=2)
+        worst = np.argsort(-groups, axis=1, kind="stable")[:, op.n_groups_used :]
+        ranks = ranks.reshape(len(ranks), op.n_groups, -1).copy()
+        np.put_along_axis(ranks, worst[..., None], -np.inf, axis=1)
+        chosen = np.argsort(-ranks.reshape(logits.shape), axis=1, kind="stable")[:, : op.n_used]
+        weights = np.take_along_axis(scores, chosen, axis=1)
+        weights = weights / weights.sum(axis=1, keepdims=True) if op.normalize else weights
+        scales = 1.0 if op.scales is None else self.weights[op.scales][chosen]
+        return chosen.astype(np.float64), weights * op.scale * scales
 
     def _norm(self, x: Array, op: Norm) -> Array:
         groups = x.reshape(len(x), op.groups, -1)

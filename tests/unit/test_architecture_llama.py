@@ -333,7 +333,6 @@ def test_absurd_hyperparameters(key: str, value: object, reason: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("expert_count", 8, "is 8: mixtures of experts are not supported"),
         ("attention.head_count_kv", np.array([2, 4]), "differs between layers (2 to 4)"),
         ("rope.scaling.type", "dynamic", "is 'dynamic'; supported: none, linear, yarn, longrope"),
         ("rope.scaling.alpha", 1000.0, "is 1000.0: not supported"),

@@ -245,7 +245,7 @@ STORE = RopeStore(4, 2, 8, 8, 8, "normal")
         (GatedActivation("silu"), ["x", "wide"], "wide is [tokens, 64], not [tokens, 32]"),
         (Norm("gain", 1e-5, groups=3), ["x"], "32 columns (x) are not 3 equal groups"),
         (Norm("gain", 1e-5, groups=2, quantize=True), ["x"], "groups of a row are not quantized"),
-        (Scale("gain"), ["wide"], "gain of shape (32,) is no vector of 64"),
+        (Scale("gain"), ["half"], "16 columns (half) are not 32 equal groups (gain)"),
         (Slice(24, 16), ["x"], "columns 24 to 40 of x, which has 32"),
         (Slice(0, 16), ["q8"], "q8 is q8, not float32"),
     ],

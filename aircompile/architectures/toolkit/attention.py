@@ -162,14 +162,17 @@ def attend(
     *,
     rope: Rotary | None = None,
     window: int = 0,
+    chunk: int = 0,
     softcap: float = 0.0,
     alibi: float = 0.0,
+    sinks: str | None = None,
 ) -> str:
     """Rotate queries and keys, and attend."""
     if rope is not None:
         q, k = rope(q, heads.n_heads, "rope_q"), rope(k, heads.n_kv_heads, "rope_k")
     shape = (heads.n_heads, heads.n_kv_heads, heads.head_dim, heads.v_dim, heads.scale)
-    return b.add("attention", Attention(*shape, window=window, softcap=softcap, alibi=alibi), q, k, v)
+    op = Attention(*shape, window=window, chunk=chunk, softcap=softcap, alibi=alibi, sinks=sinks)
+    return b.add("attention", op, q, k, v)
 
 
 def project_output(b: Builder, x: str) -> str:

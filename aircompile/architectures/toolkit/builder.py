@@ -97,17 +97,30 @@ class Builder:
 
     def add(self, output: str, op: Op, *inputs: str) -> str:
         """Add an operator with one result; returns the name of that, which is prefixed with the layer."""
-        name = f"layers.{self.layer}.{output}" if self.layer >= 0 else output
+        (name,) = self.add_all((output,), op, *inputs)
+        return name
+
+    def add_all(self, outputs: tuple[str, ...], op: Op, *inputs: str) -> tuple[str, ...]:
+        """The same with several results."""
+        names = tuple(f"layers.{self.layer}.{output}" if self.layer >= 0 else output for output in outputs)
         for tensor in op.tensors():
             self.graph.weights[tensor] = self.tensors.taken[tensor]
         # what stands between the embedding and the first layer counts to that
         layer = max(self.layer, 0) if self._phase == "layer" else -1
-        self.graph.add(op, inputs, (name,), layer=layer, phase=self._phase)
-        return name
+        self.graph.add(op, inputs, names, layer=layer, phase=self._phase)
+        return names
 
     def limit_context(self, n: int) -> None:
         """Positions end after `n` tokens."""
         self.graph.hyper = dataclasses.replace(self.graph.hyper, n_ctx_max=n)
+
+    def leave_out_prediction_layers(self) -> None:
+        """Do without the last layers, where they only predict tokens after the next one."""
+        n = self.hyper.integer("nextn_predict_layers", self.n_layers - 1, low=0, default=0)
+        for layer in range(self.n_layers - n, self.n_layers):
+            self.tensors.ignore(rf"blk\.{layer}\..*")
+        self.n_layers -= n
+        self.graph.hyper = dataclasses.replace(self.graph.hyper, n_layers=self.n_layers)
 
     # parts that most families have
 

@@ -37,6 +37,23 @@ class TensorTable:
             )
         return names
 
+    def row(self, name: str, n_cols: int) -> str:
+        """Take a matrix of one row, which may be stored as a vector; returns its name."""
+        if self.has(name) and self.shape(name) == (n_cols,):
+            self.taken[name] = dataclasses.replace(self._take(name, (n_cols,)), shape=(1, n_cols))
+            return name
+        return self.matrix(name, 1, n_cols)
+
+    def matrices(self, name: str, n: int, n_rows: int, n_cols: int) -> str:
+        """Take `n` matrices in any format, stored as one tensor; returns its name."""
+        self._take(name, (n, n_rows, n_cols))
+        return name
+
+    def vectors(self, name: str, n: int, n_cols: int) -> str:
+        """Take `n` vectors, stored as one tensor of F32; returns its name."""
+        self._take(name, (n, n_cols))
+        return self._float(name)
+
     def vector(self, name: str, n: int) -> str:
         """Take a vector, which kernels read as it stands: F32."""
         self._take(name, (n,))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from airkernels.cpu.activations import GROUP
-from airkernels.cpu.functions import Parameters, apply, gate
+from airkernels.cpu.functions import Parameters, apply, gate, log
 from airkernels.cpu.isa import VectorIsa
-from airkernels.cpu.program import Expr, Kernel, Region, const, define, let, loop, splat
+from airkernels.cpu.program import Expr, Kernel, Region, cast, const, define, let, loop, splat
 from airkernels.cpu.rounding import QuantizedOut, row_of
-from airkernels.cpu.vectors import lanes_dividing
+from airkernels.cpu.vectors import for_vectors, lanes_dividing
 
 Combine = Callable[[Sequence[Region], Expr, int], Expr]
 """Builds `lanes` neighbouring results, from a column on, out of the rows of the inputs."""
@@ -69,6 +69,45 @@ def multiply(name: str, isa: VectorIsa, shape: RowShape, group: int) -> tirx.Pri
         return a.load(at, lanes) * splat(b.load(tirx.indexdiv(at, group)), lanes)
 
     return _elementwise(name, isa, shape, combine, isa.lanes if whole else lanes_dividing(group, isa))
+
+
+def scale_by_position(name: str, isa: VectorIsa, shape: RowShape, period: int, strength: float) -> tirx.PrimFunc:
+    """out = x * (1 + strength * log(1 + floor((cell + 1) / period))); p1 cells int32."""
+
+    def body(k: Kernel) -> None:
+        chunks = -(-shape.n // shape.chunk)
+        with loop(k.end, k.begin) as task:
+            row, first = let(tirx.indexdiv(task, chunks)), let(tirx.indexmod(task, chunks) * shape.chunk)
+            steps = let(tirx.indexdiv(k.region(1, "int32").load(row) + 1, period) + 1)
+            growth = log(let(cast(steps, "float32")), isa)
+            factor = let(isa.fused_multiply_add(growth, const(strength, "float32"), const(1.0, "float32")))
+            x, out = row_of(k, 0, row, shape.strides[0]), row_of(k, 2, row, shape.out_stride)
+            with loop(let(tirx.min(first + shape.chunk, shape.n)), first) as at:
+                out.store(at, x.load(at) * factor)
+
+    return define(name, body)
+
+
+def join(name: str, isa: VectorIsa, shape: RowShape, widths: tuple[int, ...], slots: tuple[int, ...]) -> tirx.PrimFunc:
+    """[a | b] of rows of inputs p0 and p1, or a copy of p0; tasks are rows.
+
+    Each of the inputs has a row for every so many (`slots`) rows of the result.
+    """
+
+    def body(k: Kernel) -> None:
+        with loop(k.end, k.begin) as row:
+            out = row_of(k, 2, row, shape.out_stride)
+            first = 0
+            for i, (width, n, stride) in enumerate(zip(widths, slots, shape.strides, strict=True)):
+                x = row_of(k, i, let(tirx.indexdiv(row, n)), stride)
+                _copy(isa, x, out, first, width)
+                first += width
+
+    return define(name, body)
+
+
+def _copy(isa: VectorIsa, x: Region, out: Region, first: int, width: int) -> None:
+    for_vectors(width, isa, lambda at, lanes: out.store(first + at, x.load(at, lanes)))
 
 
 def _elementwise(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 
 from airkernels.cpu.isa import VectorIsa
-from airkernels.cpu.program import Expr, const, lanes_of, let, splat
+from airkernels.cpu.program import Expr, bits, cast, const, lanes_of, let, splat
 from airkernels.cpu.vectors import exp
 
 Parameters = tuple[float, ...]
@@ -34,6 +34,11 @@ _ERF_DENOMINATOR = (
 )
 _SMALL_EXPONENT = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2)
 """(exp(x) - 1 - x) / x^2 for |x| < 1/2, highest power first."""
+
+
+_ARTANH = (2 / 13, 2 / 11, 2 / 9, 2 / 7, 2 / 5, 2 / 3, 2)
+"""2 artanh(x) / x in powers of x^2, highest first."""
+_SQRT_HALF_BITS = 0x3F3504F3
 
 
 def _constant(value: float, like: Expr) -> Expr:
@@ -143,6 +148,20 @@ def swiglu_oai(gate: Expr, up: Expr, isa: VectorIsa, alpha: float, limit: float)
     gate = let(tirx.min(gate, _constant(limit, gate)))
     bounded = _clamp(up, -limit, limit)
     return _sigmoid_times(gate, lambda g: g * _constant(alpha, g), isa) * (bounded + _constant(1.0, gate))
+
+
+def log(x: Expr, isa: VectorIsa) -> Expr:
+    """Natural logarithm of a single positive normal number, to within a few units in the last place.
+
+    ``log(m 2^e) = e log 2 + 2 artanh((m - 1) / (m + 1))`` with m within sqrt(1/2) and sqrt(2).
+    """
+    raw = let(bits(x, "int32") - _SQRT_HALF_BITS)
+    exponent = let(raw >> 23)
+    mantissa = let(bits((raw & 0x7FFFFF) + _SQRT_HALF_BITS, "float32"))
+    one = _constant(1.0, x)
+    ratio = let((mantissa - one) / (mantissa + one))
+    series = _polynomial(let(ratio * ratio), _ARTANH, isa)
+    return isa.fused_multiply_add(cast(exponent, "float32"), _constant(math.log(2), x), series * ratio)
 
 
 def apply(kind: str, parameters: Parameters, x: Expr, isa: VectorIsa) -> Expr:

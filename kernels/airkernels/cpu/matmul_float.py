@@ -61,10 +61,15 @@ def matmul_float(
     name: str, isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, in_stride: int, tile: int
 ) -> tirx.PrimFunc:
     """Build the product kernel; `in_stride` floats lie between the rows of x, `tile` tokens share a pass."""
+    return define(name, product(isa, fmt, shape, in_stride, tile))
+
+
+def product(isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, in_stride: int, tile: int) -> Callable[[Kernel], None]:
+    """The body of that kernel."""
     layout = PanelLayout(fmt, shape.n_cols)
     lanes, n_cols = isa.lanes, shape.n_cols
 
-    def product(column: Column, prefetch: Prefetch | None, k: Kernel, row: Expr, first_token: Expr, n: int) -> None:
+    def tokens(column: Column, prefetch: Prefetch | None, k: Kernel, row: Expr, first_token: Expr, n: int) -> None:
         x = Region(byte_offset(k.pointers[1], cast(first_token, "int64") * (4 * in_stride)), "float32")
         acc = local("float32", n * _CHAINS * lanes)
         for i in range(n * _CHAINS):
@@ -105,9 +110,9 @@ def matmul_float(
                     column = partial(_plain_column, isa, fmt, panel, first_row)
                     if isa.prefetch and first_row == 0:
                         prefetch = partial(_prefetch_columns, isa, fmt, panel)
-                for_each_tile(k.n_tokens, tile, partial(product, column, prefetch, k, index * PANEL + first_row))
+                for_each_tile(k.n_tokens, tile, partial(tokens, column, prefetch, k, index * PANEL + first_row))
 
-    return define(name, body)
+    return body
 
 
 def _decoded_column(decoded: Region, first_row: int, lanes: int, at: Expr) -> Expr:

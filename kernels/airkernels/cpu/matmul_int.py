@@ -80,6 +80,8 @@ class MatmulShape:
         Add p3[row].
     digits
         Digits of quantized activations (`QuantizedRow`).
+    step
+        Rows of quantized activations from one token to the next.
     """
 
     n_rows: int
@@ -88,6 +90,7 @@ class MatmulShape:
     accumulate: bool = False
     bias: bool = False
     digits: int = 1
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,9 @@ class _Tile:
     def emit(self, source: PackedSource | UnpackedPanel, row: Expr, first_token: Expr, n: int) -> None:
         lanes = self.isa.lanes
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
-        base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * layout.nbytes)
+        base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * (self.shape.step * layout.nbytes))
         words, floats = Region(base, "int32"), Region(base, "float32")
-        stride = layout.nbytes // 4
+        stride = self.shape.step * layout.nbytes // 4
         acc = local("float32", n * lanes)
         for t in range(n):
             acc.store(t * lanes, zeros("float32", lanes))
@@ -282,6 +285,11 @@ def matmul_int(
     name: str, isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: MatmulSchedule
 ) -> tirx.PrimFunc:
     """Build the product kernel of one shape under one schedule."""
+    return define(name, product(isa, fmt, shape, schedule))
+
+
+def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: MatmulSchedule) -> Callable[[Kernel], None]:
+    """The body of that kernel."""
     layout = PanelLayout(fmt, shape.n_cols)
 
     def body(k: Kernel) -> None:
@@ -329,7 +337,7 @@ def matmul_int(
         with when(k.n_tokens >= schedule.unpack_from):
             unpack()
 
-    return define(name, body)
+    return body
 
 
 def panels_at_once(fmt: BlockFormat, n_cols: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from airrun.plan.schema import PANEL_ROWS, Plan
+from airrun.plan.schema import PANEL_ROWS, Plan, Weight
 
 
 class Chunk(NamedTuple):
@@ -65,3 +65,8 @@ def n_chunks(plan: Plan) -> int:
         row_nbytes = weight.panel_nbytes // PANEL_ROWS
         total += sum(-(-(plan.tensors[p.tensor].nbytes // row_nbytes) // rows_per_chunk) for p in weight.parts)
     return total
+
+
+def is_bank(plan: Plan, weight: Weight) -> bool:
+    """Whether a weight is a bank of experts, of which steps read what was chosen."""
+    return plan.tensors[weight.parts[0].tensor].access == "experts"

@@ -16,8 +16,9 @@ POINTERS_PER_STEP = 8
 PANEL_ROWS = 16
 """Rows of a panel, see `Weight`."""
 
-ACCESSES = ("weight", "pinned", "row_gather")
-"""How a tensor is read: whole, as part of a `Weight`; whole and always in memory; row by row from its file."""
+ACCESSES = ("weight", "pinned", "row_gather", "experts")
+"""How a tensor is read: whole, as part of a `Weight`; whole and always in memory; row by row from its file; as a bank
+of matrices, of which a step reads those that its tokens chose."""
 
 ARCHITECTURES = ("x86_64", "aarch64")
 
@@ -48,7 +49,8 @@ class Tensor:
 
     `shape` is row-major, so the last entry is the contiguous one; `format` is a name of `airrun.plan.blocks.BLOCKS`,
     and `nbytes` is exactly what both need. `access` is one of `ACCESSES`. A step reads a 'row_gather' tensor as its
-    operand 0, by the row numbers of the input that is its operand 1; such a tensor can be part of a weight as well.
+    operand 0, by the row numbers of the input that is its operand 1; such a tensor can be part of a weight as well. An
+    'experts' tensor is [matrices, rows, columns], with whole panels of rows, and the only part of its weight.
     """
 
     name: str
@@ -155,7 +157,8 @@ class Step:
     `rows`: 'tokens' or 'outputs', what the kernel is told as its number of rows.
     A step with an operand that has a row per output ('logits', input 'output_rows') has rows 'outputs'.
     A step has at most one operand of space 'weight', and then as operand 0, at the beginning of a panel: its tasks are
-    panels, from there on. All programs read the same weights in the same order.
+    panels, from there on. All programs read the same weights in the same order. A step on a bank of experts has all of
+    it as operand 0; its kernel finds the panels of a task itself, and banks do not count in the order.
     `layer`: 0 to n_layers - 1 in phase 'layer'; elsewhere it may be -1.
     `sync`: every worker waits here until all tasks so far are done.
     `phase`: 'embed' (skipped when the caller gives embeddings), 'layer', 'head' (skipped without outputs).

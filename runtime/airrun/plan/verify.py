@@ -156,6 +156,10 @@ def _weights(plan: Plan) -> None:
                     f"is {tensor.format} with rows of {tensor.shape[-1]}, "
                     f"the weight is {weight.format} with rows of {weight.n_cols}",
                 )
+            if tensor.access == "experts" and (len(tensor.shape) != 3 or tensor.shape[1] % PANEL_ROWS):
+                fail(f"{at}.tensor", f"is a bank of experts of shape {tensor.shape}, not matrices of whole panels")
+            if tensor.access == "experts" and len(weight.parts) > 1:
+                fail(f"{at}.tensor", "is a bank of experts, but not the only part")
             rows.append(math.prod(tensor.shape[:-1]))
         _panels(path, weight, rows, row)
         if weight.pack not in symbols:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from airrun.errors import PlanError
 from airrun.plan.checks import fail, index, one_of, within
+from airrun.plan.chunks import is_bank
 from airrun.plan.schema import DEVICES, INPUTS, PHASES, POINTERS_PER_STEP, ROWS, SPACES, STEP_KINDS, Operand, Plan
 
 MAX_PROGRAMS = 8
@@ -106,6 +107,10 @@ def _weight_order(plan: Plan) -> None:
                     continue
                 path = f"programs[{i}].steps[{j}]"
                 weight = plan.weights[operand.index]
+                if is_bank(plan, weight):
+                    if k or operand.offset:
+                        fail(path, "reads a bank of experts otherwise than whole, as its operand 0")
+                    continue
                 first, rest = divmod(operand.offset, weight.panel_nbytes)
                 if k or rest or step.tokens_per_task:
                     fail(path, "reads a weight otherwise than by tasks of a panel, as its operand 0")
@@ -130,8 +135,8 @@ def _gathers(plan: Plan) -> None:
     for k, operand, rows in used:
         tensor = plan.tensors[operand.index]
         path = f"tensors[{operand.index}].access"
-        if tensor.access == "weight":
-            fail(path, "is 'weight', but a step reads the tensor itself")
+        if tensor.access in ("weight", "experts"):
+            fail(path, f"is '{tensor.access}', but a step reads the tensor itself")
         if tensor.access == "row_gather" and (k, operand.offset, rows.space, rows.offset, rows.index in per_token) != (
             0, 0, "input", 0, True,
         ):  # fmt: skip
