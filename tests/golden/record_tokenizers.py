@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has llama-cpp-python")
     parser.add_argument("-n", type=int, default=300, help="texts per vocabulary")
     parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.job == "record":
         record(args.peer_python)
     else:
