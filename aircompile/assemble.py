@@ -63,7 +63,7 @@ class Tables:
         if pointer.space == "value":
             return schema.Operand("buffer", self.buffers[pointer.name], pointer.offset)
         index = 0
-        if pointer.space == "weight":
+        if pointer.space in ("weight", "experts"):
             index = self.weight_index[pointer.name]
         elif pointer.space == "tensor":
             index = self.tensors[pointer.name]
@@ -103,7 +103,9 @@ def assemble(
     output = graph.values[graph.outputs[0]]
     embed = [operator for operator in graph.operators() if operator.phase == "embed"][-1]
     access = accesses(parts.lowered, graph.weights)
-    weights = tuple(_weight(graph, tables, w, parts.disk) for w in tables.weights.values())
+    weights = tuple(
+        _weight(graph, tables, w, parts.disk, access[w.tensors[0]] == "experts") for w in tables.weights.values()
+    )
     plan = schema.Plan(
         generator=generator,
         model=schema.Model(
@@ -173,10 +175,15 @@ def _constants(graph: Graph) -> tuple[tuple[schema.Constant, ...], bytes]:
     return tuple(entries), blob
 
 
-def _weight(graph: Graph, tables: Tables, weight: PanelWeight, disk: Disk) -> schema.Weight:
+def _weight(graph: Graph, tables: Tables, weight: PanelWeight, disk: Disk, is_bank: bool) -> schema.Weight:
+    """A matrix, or a bank of experts, whose chunks are its matrices."""
     n_rows = [math.prod(graph.weights[name].shape[:-1]) for name in weight.tensors]
     panels = [-(-n // PANEL) for n in n_rows]
     panel_nbytes = PanelLayout(FORMATS[weight.pack.weights], weight.pack.n_cols).nbytes
+    if is_bank:
+        chunk = graph.weights[weight.tensors[0]].shape[1] // PANEL
+    else:
+        chunk = chunk_panels(max(panels), panel_nbytes, disk)
     return schema.Weight(
         name=weight.name,
         layer=weight.layer,
@@ -186,7 +193,7 @@ def _weight(graph: Graph, tables: Tables, weight: PanelWeight, disk: Disk) -> sc
         nbytes=sum(panels) * panel_nbytes,
         panel_nbytes=panel_nbytes,
         pack=weight.pack.symbol,
-        chunk_panels=chunk_panels(max(panels), panel_nbytes, disk),
+        chunk_panels=chunk,
         parts=tuple(schema.WeightPart(tables.tensors[name], sum(panels[:i])) for i, name in enumerate(weight.tensors)),
     )
 

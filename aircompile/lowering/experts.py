@@ -78,7 +78,7 @@ def _expert_matmul(low: Lowering, operator: Operator, op: ExpertMatMul) -> None:
     rows = RowOrder(op.n_experts, x.slots)
     spec = ExpertMatmulSpec(low.format(op.weight), shape, in_stride, digits > 0, low.phase, rows)
     pointers = {0: Pointer("weight", weight.name), 1: low.value(source), 2: low.value(out), 4: low.value(order)}
-    pointers[7] = Pointer("scratch")
+    pointers |= {5: Pointer("experts", weight.name), 7: Pointer("scratch")}
     if op.bias is not None:
         pointers[3] = low.vector(op.bias)
     # of one token, only the panels of its experts are tasks; of many, most experts have some rows

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from airrun.expert_banks import demands
 from airrun.native import CALL, Call, Library, pack_calls
-from airrun.plan.chunks import is_bank
+from airrun.plan.chunks import is_bank, n_matrices
 from airrun.plan.schema import POINTERS_PER_STEP, Operand, Plan, Program, Step
 from airrun.weights import Weights, fetch_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from airrun.expert_cache import ExpertCache
     from airrun.residency import Residency, Segment
 
     Calls = npt.NDArray[np.void]
@@ -112,9 +114,12 @@ class Binder:
         residency: Residency,
         addresses: Addresses,
         row_numbers: int,
+        experts: ExpertCache | None = None,
+        threads: int = 1,
     ) -> None:
         self._plan, self._library, self._weights, self._residency = plan, library, weights, residency
         self._addresses, self._row_numbers = addresses, row_numbers
+        self._experts, self._threads = experts, threads
         self._segments = residency.segments()
         self._pointers: dict[int, int] = {}
 
@@ -123,9 +128,16 @@ class Binder:
         streamed: list[int] = []
         bound: list[_Bound] = []
         tail = None
-        for step in program.steps:
+        needs = demands(self._plan, program) if self._experts is not None else {}
+        for i, step in enumerate(program.steps):
             if step.phase == "head" and tail is None:
                 tail = len(streamed)
+            if self._experts is not None and step.tokens_per_task == 0 and i in needs:
+                bound.extend(self._by_expert(self._experts, step))
+                continue
+            if self._experts is not None and i in needs:
+                weights = [weight for weight, _ in needs[i]]
+                bound.extend(self._fetch(self._experts, step, weights, 0, self._n_matrices(step)))
             bound.extend(self._step(step, streamed))
         packed = pack_calls([each.call for each in bound])
         steps = [each.step for each in bound]
@@ -166,6 +178,27 @@ class Binder:
         kernel = self._library.address(self._plan.kernels[step.kernel].symbol)
         yield _Bound(Call(kernel, pointers, 0, step.tasks, step.sync), step, step.tokens_per_task)
 
+    def _by_expert(self, experts: ExpertCache, step: Step) -> Iterator[_Bound]:
+        """A step on all rows of a bank: expert by expert, as many at a time as there is room for."""
+        index = step.operands[0].index
+        n, at_once = self._n_matrices(step), experts.slots_of(index)
+        n_panels = step.tasks // n
+        kernel = self._library.address(self._plan.kernels[step.kernel].symbol)
+        pointers = [self._pointer(operand) for operand in step.operands]
+        for first in range(0, n, at_once):
+            last = min(first + at_once, n)
+            yield from self._fetch(experts, step, [index], first, last)
+            yield _Bound(Call(kernel, pointers, 0, (last - first) * n_panels, True, first * n_panels), step, 0)
+
+    def _fetch(
+        self, experts: ExpertCache, step: Step, weights: Sequence[int], first: int, last: int
+    ) -> Iterator[_Bound]:
+        for call in experts.fetch(weights, self._pointer(step.operands[4]), first, last, self._threads):
+            yield _Bound(call, step, 0)
+
+    def _n_matrices(self, step: Step) -> int:
+        return n_matrices(self._plan, self._plan.weights[step.operands[0].index])
+
     def _product(self, step: Step, operand: Operand, streamed: list[int]) -> Iterator[_Bound]:
         """A call per segment. Its tasks are numbered from the step's first, as are outputs and biases."""
         weight = self._plan.weights[operand.index]
@@ -194,9 +227,11 @@ class Binder:
         return found
 
     def _entry(self, operand: Operand) -> int:
-        """Address of the entry that an operand points into; a weight that is named here is a bank, all of it kept."""
+        """Address of the entry that an operand points into; a weight that is named here is a bank."""
         if operand.space != "weight":
             return self._addresses[operand.space][operand.index]
+        if self._experts is not None:
+            return self._experts.pool
         (whole,) = self._segments[operand.index]
         return self._weights.address + whole.offset
 

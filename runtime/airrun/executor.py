@@ -10,6 +10,7 @@ import numpy as np
 from airrun.batch import Batch
 from airrun.bind import Binder, BoundProgram
 from airrun.errors import PlanError
+from airrun.expert_cache import ExpertCache
 from airrun.kv_cache import BlockPool, SequenceMemory, StatePool
 from airrun.ledger import Sizes
 from airrun.loading import Loading
@@ -79,6 +80,7 @@ class Executor:
         self._row = self._logits_view(1)
         addresses = {
             "tensor": weights.tensor_addresses,
+            "experts": weights.expert_tables,
             "buffer": [self._arena.address + b.offset * n for b in plan.buffers],
             "constant": [self._constants.address + c.offset for c in plan.constants],
             "input": self._inputs.addresses,
@@ -87,7 +89,9 @@ class Executor:
             "logits": [self._logits.address],
             "scratch": [self._scratch.address],
         }
-        binder = Binder(plan, library, weights, sizes.residency, addresses, self._inputs.row_numbers)
+        self.experts = self._open_experts(sizes, load_mode)
+        row_numbers, threads = self._inputs.row_numbers, team.n_workers
+        binder = Binder(plan, library, weights, sizes.residency, addresses, row_numbers, self.experts, threads)
         self._programs = [binder.bind(program) for program in plan.programs]
         for program in self._programs:
             team.adopt(program.calls)
@@ -103,6 +107,13 @@ class Executor:
             "decode_seconds": 0.0,
             "native_seconds": 0.0,
         }
+
+    def _open_experts(self, sizes: Sizes, mode: LoadMode) -> ExpertCache | None:
+        """The cache of experts that are not kept."""
+        if not sizes.residency.expert_slots:
+            return None
+        tables, n, drop_cache = self._weights.expert_tables, self._team.n_workers, mode != "direct"
+        return ExpertCache(self.plan, self._library, self._files, sizes.residency, tables, n, drop_cache)
 
     def _open_stream(self, sizes: Sizes, mode: LoadMode) -> StreamedReplay | None:
         """The stream of what is not kept. All programs use it in the same order, of which the plan was verified."""
@@ -182,10 +193,18 @@ class Executor:
         """
         if self._loading is not None:
             self._finish_loading(self._loading)
-        if self.streamed is None:
-            self._team.run(program.address + first * CALL.size, last - first)
-        else:
-            self.streamed.run(program, first, last)
+        try:
+            if self.streamed is None:
+                self._team.run(program.address + first * CALL.size, last - first)
+            else:
+                self.streamed.run(program, first, last)
+            if self.experts is not None:
+                self.experts.check()
+                self._files.check()
+        except BaseException:
+            if self.experts is not None:
+                self.experts.forget()
+            raise
         self._weights.check_rows()
 
     def _finish_loading(self, loading: Loading) -> None:
@@ -199,12 +218,15 @@ class Executor:
 
     def metrics(self) -> dict[str, float]:
         """Seconds and tokens of what was done, and what was read of streamed weights."""
+        found = self.work | (self.experts.metrics() if self.experts is not None else {})
         if self.streamed is None:
-            return dict(self.work)
-        return self.work | self.streamed.metrics(self.work["prefill_seconds"] + self.work["decode_seconds"])
+            return found
+        return found | self.streamed.metrics(self.work["prefill_seconds"] + self.work["decode_seconds"])
 
     def close(self) -> None:
         """End the threads that read weights."""
+        if self.experts is not None:
+            self.experts.close()
         if self.streamed is not None:
             self.streamed.source.close()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from airrun.errors import BudgetError, UsageError
 from airrun.isa import select_level
 from airrun.plan.schema import INPUTS, KvCache, Library, Plan
-from airrun.residency import Residency, keep, least_kept, resident
+from airrun.residency import Residency, keep, matrix_span_nbytes, nothing_kept, resident
 
 MAX_THREADS = 1024
 
@@ -27,6 +27,9 @@ _NBYTES_PER_TOKEN = 300
 
 _NBYTES_PER_CHUNK = 1024
 """Of the tables that describe a streamed chunk."""
+
+_NBYTES_PER_EXPERT = 64
+"""Of the tables that describe a slot of the cache of experts."""
 
 _OUTPUTS, _STREAMED_OUTPUTS = 128, 8
 """Most rows of logits of one step; where weights stream there is less room, but enough to verify a draft."""
@@ -73,6 +76,8 @@ class Sizes:
         Python, its libraries and the tokenizer: an estimate.
     pinned, rows
         Tensors that are always in memory, and rows of those that are read row by row.
+    experts
+        Matrices of experts that are not kept, and buffers to read them into.
     tables
         What describes the chunks that are streamed.
     arena, scratch, constants
@@ -101,6 +106,7 @@ class Sizes:
     interpreter: int
     pinned: int
     rows: int
+    experts: int
     tables: int
     arena: int
     scratch: int
@@ -125,6 +131,7 @@ class Sizes:
         found = {
             "interpreter and tokenizer": self.interpreter,
             "weights kept in panels": self.residency.kept_nbytes,
+            f"cache of {self.residency.expert_slots} matrices of experts": self.experts,
             "buffers of streamed weights": self.residency.ring_nbytes + self.panels + self.tables,
             "tensors always in memory": self.pinned,
             "rows of embeddings": self.rows,
@@ -232,6 +239,8 @@ class _Run:
             interpreter=interpreter_nbytes(plan),
             pinned=sum(_lines(t.nbytes) for t in plan.tensors if t.access == "pinned"),
             rows=sum(_lines(row_nbytes(plan, i) * max_tokens) for i in gathered(plan)),
+            experts=residency.expert_slots * (residency.expert_slot_nbytes + _NBYTES_PER_EXPERT)
+            + (matrix_span_nbytes(plan) * (self.threads + plan.stream.readers) if residency.expert_slots else 0),
             tables=_NBYTES_PER_CHUNK * len(plan.keep_order) if streams else 0,
             arena=plan.arena_nbytes * max_tokens,
             scratch=self.library.scratch_nbytes * self.threads,
@@ -248,7 +257,7 @@ class _Run:
     def within(self, budget: int) -> Sizes:
         """The largest batch and the most weights that a budget has room for."""
         plan = self.plan
-        bare = least_kept(plan, plan.stream.slots)
+        bare = nothing_kept(plan, plan.stream.slots)
         for max_tokens in self._batches():
             room = budget - self.sizes(max_tokens, bare, budget).total
             if room < 0 or (max_tokens > _SMALLEST_BATCH and plan.arena_nbytes * max_tokens * _BATCH_SHARE > room):

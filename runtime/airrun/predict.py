@@ -68,7 +68,9 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
             None, "unknown", {}, prefill or None, "compute" if prefill else "unknown", context, False, load
         )
     batch = sizes.max_tokens if sizes is not None else plan.programs[-1].max_tokens
-    reading = sizes.residency.streamed_nbytes / disk if sizes is not None and disk else 0.0
+    residency = None if sizes is None else sizes.residency
+    absent = residency.streamed_nbytes + residency.expert_nbytes if residency is not None else 0.0
+    reading = absent / disk if disk else 0.0
     unknown = sizes is not None and sizes.residency.streams and not disk
     seconds = {
         "weights": cost.weight_nbytes_per_token / cost.ram_bytes_per_s,

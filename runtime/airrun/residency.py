@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
+from airrun.expert_banks import banks_of, chosen_nbytes, least_slots, slot_nbytes
 from airrun.plan.chunks import Chunk, chunks_of, is_bank
 from airrun.plan.schema import Plan
 
@@ -51,6 +52,8 @@ class Residency:
         Size of that memory.
     n_slots, slot_nbytes
         Buffers that chunks are streamed through; no slots where nothing is streamed.
+    expert_slots, expert_slot_nbytes
+        Room for matrices of experts that are not kept, which are read when they are chosen.
     """
 
     plan: Plan
@@ -58,6 +61,8 @@ class Residency:
     kept_nbytes: int
     n_slots: int
     slot_nbytes: int
+    expert_slots: int = 0
+    expert_slot_nbytes: int = 0
 
     @property
     def streams(self) -> bool:
@@ -75,7 +80,7 @@ class Residency:
 
     @cached_property
     def places(self) -> Sequence[int]:
-        """Offset of each chunk in the memory of kept weights, -1 if it is streamed."""
+        """Offset of each chunk in the memory of kept weights, -1 if it is not there."""
         if self.kept is not None:
             return self.kept
         plan, first = self.plan, list(_weight_offsets(self.plan))
@@ -86,18 +91,30 @@ class Residency:
         """Bytes read from files in every pass, as they are read: whole pages."""
         if self.kept is None:
             return 0
-        return sum(span_of(c)[1] for c, place in zip(self.chunks, self.kept, strict=True) if place < 0)
+        absent = (c for c, place in zip(self.chunks, self.kept, strict=True) if place < 0)
+        return sum(span_of(c)[1] for c in absent if not is_bank(self.plan, self.plan.weights[c.weight]))
+
+    @cached_property
+    def expert_nbytes(self) -> float:
+        """Bytes of experts that a token can be expected to read if it may choose any as likely as another."""
+        if not self.expert_slots:
+            return 0.0
+        total = sum(bank.n_experts for bank in banks_of(self.plan))
+        return chosen_nbytes(self.plan) * max(0.0, 1.0 - self.expert_slots / total)
 
     def segments(self) -> list[list[Segment]]:
-        """Segments of each weight, in order; what is kept side by side is one."""
+        """Segments of each weight, in order; what is kept side by side is one, and experts in a cache have none."""
         if self.kept is None:
             return [
                 [Segment(0, weight.nbytes // weight.panel_nbytes, offset, -1)]
                 for weight, offset in zip(self.plan.weights, _weight_offsets(self.plan), strict=True)
             ]
-        found = []
+        found: list[list[Segment]] = []
         numbered = enumerate(zip(self.chunks, self.kept, strict=True))
         for index, group in groupby(numbered, key=lambda item: item[1][0].weight):
+            if is_bank(self.plan, self.plan.weights[index]):
+                found.append([])
+                continue
             found.append(list(_merged(group, self.plan.weights[index].panel_nbytes)))
         return found
 
@@ -130,27 +147,40 @@ def resident(plan: Plan) -> Residency:
     return Residency(plan, None, _weights_nbytes(plan), 0, 0)
 
 
-def least_kept(plan: Plan, n_slots: int) -> Residency:
-    """Everything is streamed through `n_slots` buffers, but for banks of experts: what they are read for is known too
-    late to be read in order."""
+def nothing_kept(plan: Plan, n_slots: int) -> Residency:
+    """Everything is streamed through `n_slots` buffers; of experts there is room for as many as a step needs."""
     chunks = tuple(chunks_of(plan))
-    kept = [is_bank(plan, plan.weights[chunk.weight]) for chunk in chunks]
-    slot_nbytes = max((span_of(chunk)[1] for chunk, keeps in zip(chunks, kept, strict=True) if not keeps), default=0)
-    return _placed(Residency(plan, (-1,) * len(chunks), 0, n_slots, slot_nbytes), kept)
+    streamed = (span_of(chunk)[1] for chunk in chunks if not is_bank(plan, plan.weights[chunk.weight]))
+    expert_nbytes = slot_nbytes(banks_of(plan))
+    return Residency(plan, (-1,) * len(chunks), 0, n_slots, max(streamed, default=0), least_slots(plan), expert_nbytes)
 
 
-def keep(least: Residency, room: int) -> Residency:
-    """As much more is kept as fits `room` bytes."""
-    plan, chunks = least.plan, least.chunks
-    kept = [place >= 0 for place in least.places]
+def keep(bare: Residency, room: int) -> Residency:
+    """As much is kept as fits `room` bytes, where nothing is kept so far.
+
+    What every token uses comes before experts, of which a token uses some.
+    """
+    plan, chunks = bare.plan, bare.chunks
+    kept = [False] * len(chunks)
+    full = False
     for number in plan.keep_order:
-        if kept[number]:
+        nbytes = _panels_nbytes(plan, chunks[number])
+        if is_bank(plan, plan.weights[chunks[number].weight]):
             continue
-        room -= _panels_nbytes(plan, chunks[number])
-        if room < 0:
+        full = nbytes > room
+        if full:
             break
+        room -= nbytes
         kept[number] = True
-    return _placed(least, kept)
+    if bare.expert_slots and not full:
+        most = sum(bank.n_experts for bank in banks_of(plan))
+        bare = replace(bare, expert_slots=min(most, bare.expert_slots + room // bare.expert_slot_nbytes))
+    return _placed(bare, kept)
+
+
+def matrix_span_nbytes(plan: Plan) -> int:
+    """Bytes of whole pages that hold any matrix of a bank, wherever it begins."""
+    return max((bank.matrix_nbytes // PAGE + 2 for bank in banks_of(plan)), default=0) * PAGE
 
 
 def _placed(residency: Residency, kept: Sequence[bool]) -> Residency:

@@ -6,6 +6,8 @@ import ctypes
 import mmap
 from collections.abc import Iterator
 
+from airrun.expert_banks import banks_of
+from airrun.expert_cache import resident_tables
 from airrun.ledger import Sizes, gathered, row_nbytes
 from airrun.memory import Region, inner_pages
 from airrun.native import TABLE, Call, Fetch, Library
@@ -28,6 +30,8 @@ class Weights:
         Of the panels that are kept; `Residency.segments` says what is where.
     tensor_addresses
         Address of each `plan.tensors` entry: its bytes, or where `tables` puts rows of it, or 0.
+    expert_tables
+        Address of where each matrix of a bank of experts is, by weight.
     tables
         Of the tensors that are read row by row: address of the native description of each, by tensor.
     """
@@ -40,6 +44,7 @@ class Weights:
         self.tensor_addresses = [0] * len(plan.tensors)
         self._pinned = Region(sizes.pinned)
         self._read_pinned()
+        self.expert_tables = self._tables_of_experts()
         self._rows = Region(sizes.rows)
         by_row = list(gathered(plan))
         self._tables = Region(TABLE.size * len(by_row))
@@ -52,6 +57,18 @@ class Weights:
             self.tables[tensor] = self._tables.address + i * TABLE.size
             self.tensor_addresses[tensor] = self._rows.address + at
             at += -(-nbytes * sizes.max_tokens // 64) * 64
+
+    def _tables_of_experts(self) -> list[int]:
+        """Address of the table of each bank of experts, by weight; those of banks that are kept are filled."""
+        banks = banks_of(self._plan)
+        self._expert_tables = Region(8 * sum(bank.n_experts for bank in banks))
+        addresses, at = [0] * len(self._plan.weights), self._expert_tables.address
+        for bank in banks:
+            addresses[bank.weight] = at
+            at += 8 * bank.n_experts
+        if not self._residency.expert_slots:
+            resident_tables(banks, addresses)
+        return addresses
 
     def _read_pinned(self) -> None:
         at = 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airrun import stream, weights
+from airrun import expert_cache, stream, weights
 from airrun.engine import Engine
 from airrun.errors import BudgetError
 from airrun.ledger import sizes_of
@@ -75,7 +75,7 @@ class FaultyDisk:
         kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64)
         self._function = kind(read)
         address = ctypes.cast(self._function, ctypes.c_void_p).value
-        for module in (stream, weights):
+        for module in (stream, weights, expert_cache):
             patch.setattr(module, "read_function", lambda _library: address)
 
     def fail_next(self, result: int = 0, before: Callable[[], object] = lambda: None, after: int = 1) -> None:

@@ -36,6 +36,8 @@ N_EXPERTS, N_USED, N_ROWS, N_HEADS = 7, 3, 48, 5
 N_PANELS = N_ROWS // PANEL
 ORDER = RowOrder(N_EXPERTS, N_USED)
 STRIDE = 53
+PLACES = (3, 0, 6, 1, 5, 2, 4)
+"""Where each matrix is in memory."""
 NUMBERS_STRIDE = 16
 
 
@@ -174,10 +176,18 @@ class Products:
             self.scratch_nbytes = matmul_int.scratch_nbytes(fmt, n)
 
     def bank(self, rng: np.random.Generator, n: int) -> tuple[Memory, Doubles]:
+        """Panels of n matrices, and their values."""
         raw, weights = random_weights(rng, self.name, n * N_ROWS, self.n_cols)
         panels = Memory(n * N_PANELS * self.panel)
         self.kernels("pack", Memory(raw), panels, n=n * N_ROWS, end=n * N_PANELS)
         return panels, weights.reshape(n, N_ROWS, self.n_cols)
+
+    def scattered(self, panels: Memory) -> tuple[Memory, Memory]:
+        """The same matrices in another order, and the table that says where each is."""
+        matrices = panels.bytes.reshape(N_EXPERTS, -1)
+        moved = np.empty_like(matrices)
+        moved[list(PLACES)] = matrices
+        return Memory(moved), Memory((np.array(PLACES) * matrices.shape[1]).astype(np.int64))
 
     def inputs(self, x: Floats) -> tuple[Memory, Doubles]:
         if self.digits:
@@ -188,10 +198,10 @@ class Products:
     def run(self, symbol: str, tasks: int, n: int, *memory: Memory | None, rows: int) -> Floats:
         """Results [rows, N_ROWS]; tasks are split anywhere, last first."""
         out, scratch = Memory(4 * rows * STRIDE), Memory(2 * self.scratch_nbytes)
-        panels, x, bias, order = memory
+        panels, x, bias, order, table = memory
         cuts = [0, tasks // 5, tasks // 2 + 1, tasks]
         for i in reversed(range(3)):
-            arguments = (panels, x, out, bias, order, None, None, scratch)
+            arguments = (panels, x, out, bias, order, table, None, scratch)
             self.kernels(symbol, *arguments, n=n, begin=cuts[i], end=cuts[i + 1], worker=i % 2)
         whole = out.view(np.float32, rows, STRIDE)
         assert (whole[:, N_ROWS:].view(np.uint32) == 0xA5A5A5A5).all()
@@ -222,13 +232,14 @@ def test_every_row_meets_the_matrix_of_its_expert(products: Products) -> None:
     order = Memory(4 * n_tokens * ORDER.n_words)
     p.kernels("sort", padded(numbers, NUMBERS_STRIDE), None, order, n=n_tokens, end=1)
     rows = n_tokens * N_USED
-    many = p.run("many", N_EXPERTS * N_PANELS, n_tokens, panels, x, bias, order, rows=rows)
+    moved, table = p.scattered(panels)
+    many = p.run("many", N_EXPERTS * N_PANELS, n_tokens, moved, x, bias, order, table, rows=rows)
     chosen = numbers.reshape(-1)[sources]
     expected = np.einsum("irc,ic->ir", weights[chosen], values) + (biases[chosen] if p.bias else 0)
     largest = np.abs(weights).max(axis=2)[chosen] * np.abs(values).sum(axis=1)[:, None]
     slack = 4 * (p.n_cols / 16 + 8) * EPS * (largest + 8 * np.abs(biases[chosen]))
     assert (np.abs(many - expected) <= slack).all()
-    few = p.run("few", rows * N_PANELS, n_tokens, panels, x, bias, order, rows=rows)
+    few = p.run("few", rows * N_PANELS, n_tokens, moved, x, bias, order, table, rows=rows)
     assert np.array_equal(few.view(np.uint32), many.view(np.uint32))
     assert not np.array_equal(places, np.arange(rows)), "nothing was sorted"
 
@@ -238,7 +249,7 @@ def test_every_head_meets_its_own_matrix(products: Products) -> None:
     panels, weights = p.bank(rng, N_HEADS)
     x, values = p.inputs(rng.standard_normal((n_tokens * N_HEADS, p.n_cols)).astype(np.float32))
     rows = n_tokens * N_HEADS
-    got = p.run("heads", N_HEADS * N_PANELS, n_tokens, panels, x, None, None, rows=rows)
+    got = p.run("heads", N_HEADS * N_PANELS, n_tokens, panels, x, None, None, None, rows=rows)
     expected = np.einsum("hrc,thc->thr", weights, values.reshape(n_tokens, N_HEADS, -1)).reshape(rows, N_ROWS)
     largest = np.abs(weights).max() * np.abs(values).sum(axis=1)[:, None]
     assert (np.abs(got - expected) <= 4 * (p.n_cols / 16 + 8) * EPS * largest).all()

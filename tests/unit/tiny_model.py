@@ -21,8 +21,18 @@ N_LAYERS, N_EMBD, N_FF, HEAD_DIM, N_CTX = 2, 64, 96, 16, 256
 PACKAGES = (aircompile, airkernels, airrun, airschedules)
 
 
-def write_tiny(path: Path, seed: int = 0, n_layers: int = N_LAYERS, n_embd: int = N_EMBD, n_ff: int = N_FF) -> Path:
-    """A GGUF with Q8_0 matrices of seeded random weights and a byte vocabulary."""
+def write_tiny(
+    path: Path,
+    seed: int = 0,
+    n_layers: int = N_LAYERS,
+    n_embd: int = N_EMBD,
+    n_ff: int = N_FF,
+    experts: tuple[int, int] | None = None,
+) -> Path:
+    """A GGUF with Q8_0 matrices of seeded random weights and a byte vocabulary.
+
+    `experts`: so many instead of each feed-forward sub-layer, and how many of them a token uses.
+    """
     rng, n_heads = np.random.default_rng(seed), n_embd // HEAD_DIM
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("Tiny")
@@ -41,19 +51,26 @@ def write_tiny(path: Path, seed: int = 0, n_layers: int = N_LAYERS, n_embd: int 
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(words) - 259))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    shapes = {"token_embd": (len(words), n_embd), "output": (len(words), n_embd)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (len(words), n_embd), "output": (len(words), n_embd)}
     for i in range(n_layers):
         width = n_heads * HEAD_DIM
         shapes |= {f"blk.{i}.attn_q": (width, n_embd), f"blk.{i}.attn_output": (n_embd, width)}
         shapes |= {f"blk.{i}.attn_{name}": (n_heads // 2 * HEAD_DIM, n_embd) for name in "kv"}
-        shapes |= {f"blk.{i}.ffn_{name}": (n_ff, n_embd) for name in ("gate", "up")}
-        shapes |= {f"blk.{i}.ffn_down": (n_embd, n_ff)}
+        bank, suffix = ((experts[0],), "_exps") if experts else ((), "")
+        shapes |= {f"blk.{i}.ffn_{name}{suffix}": (*bank, n_ff, n_embd) for name in ("gate", "up")}
+        shapes |= {f"blk.{i}.ffn_down{suffix}": (*bank, n_embd, n_ff)}
     for name, shape in shapes.items():
-        data = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5
+        data = rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5
         kind = gguf.GGMLQuantizationType.Q8_0
         writer.add_tensor(f"{name}.weight", gguf.quantize(data, kind), raw_dtype=kind)
     for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(n_layers) for part in ("attn", "ffn"))):
         writer.add_tensor(f"{name}.weight", np.ones(n_embd, np.float32))
+    if experts:
+        writer.add_expert_count(experts[0])
+        writer.add_expert_used_count(experts[1])
+        for i in range(n_layers):
+            router = rng.standard_normal((experts[0], n_embd), np.float32) * n_embd**-0.5
+            writer.add_tensor(f"blk.{i}.ffn_gate_inp.weight", router)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

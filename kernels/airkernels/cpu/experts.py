@@ -1,8 +1,8 @@
 """Products with one matrix of many, and what brings the rows of tokens to them and back (``row_order``).
 
-A bank holds the panels of one matrix after another. A product works on the rows of one matrix at a time with the
-ordinary kernel, so that a row's result is the same bits whatever other rows there are, and matrices without rows are
-never read.
+A bank holds matrices in panels; a table says where each is, or they follow each other. A product works on the rows of
+one matrix at a time with the ordinary kernel, so that a row's result is the same bits whatever other rows there are,
+and matrices without rows are never read.
 """
 
 from __future__ import annotations
@@ -46,32 +46,44 @@ class _Part(NamedTuple):
 
 
 def by_expert(bank: Bank, order: RowOrder, product: Body, bias: bool) -> Body:
-    """Tasks are all panels of the bank; each does all rows of its expert. p4 is the order."""
+    """Tasks are all panels of the bank; each does all rows of its expert. p4 is the order, p5 the table."""
 
     def part(k: Kernel, expert: Expr) -> _Part:
         starts = k.region(4, "int32")
         first = let(starts.load(order.starts + expert))
         return _Part(expert, first, let(starts.load(order.starts + expert + 1) - first))
 
-    return _parts(bank, product, part, bias)
+    return _parts(bank, product, part, _by_table, bias)
 
 
 def by_row(bank: Bank, order: RowOrder, product: Body, bias: bool) -> Body:
-    """Tasks are the panels of the expert of each sorted row, row by row: for few rows. p4 is the order."""
+    """Tasks are the panels of the expert of each sorted row, for few rows. p4 is the order, p5 the table."""
 
     def part(k: Kernel, row: Expr) -> _Part:
         experts = k.region(4, "int32")
         return _Part(let(experts.load(order.experts(k.n_tokens) + row)), row, const(1, "int32"))
 
-    return _parts(bank, product, part, bias)
+    return _parts(bank, product, part, _by_table, bias)
 
 
 def by_head(bank: Bank, product: Body) -> Body:
     """Tasks are all panels; each does the rows of its head, one per token, which lie between those of other heads."""
-    return _parts(bank, product, lambda k, head: _Part(head, head, k.n_tokens), bias=False)
+    size = bank.n_panels * bank.panel_nbytes
+    return _parts(bank, product, lambda k, head: _Part(head, head, k.n_tokens), lambda k, i: cast(i, "int64") * size)
 
 
-def _parts(bank: Bank, product: Body, part: Callable[[Kernel, Expr], _Part], bias: bool) -> Body:
+def _by_table(k: Kernel, matrix: Expr) -> Expr:
+    return let(k.region(5, "int64").load(matrix))
+
+
+def _parts(
+    bank: Bank,
+    product: Body,
+    part: Callable[[Kernel, Expr], _Part],
+    offset: Callable[[Kernel, Expr], Expr],
+    bias: bool = False,
+) -> Body:
+    """A product for each part that tasks touch; `offset` says where a matrix is, in bytes after p0."""
     n_panels = bank.n_panels
 
     def body(k: Kernel) -> None:
@@ -83,7 +95,7 @@ def _parts(bank: Bank, product: Body, part: Callable[[Kernel, Expr], _Part], bia
             matrix, row, count = part(k, number)
             with when(count > 0):
                 pointers = list(k.pointers)
-                pointers[0] = byte_offset(k.pointers[0], cast(matrix, "int64") * (n_panels * bank.panel_nbytes))
+                pointers[0] = byte_offset(k.pointers[0], offset(k, matrix))
                 pointers[1] = byte_offset(k.pointers[1], cast(row, "int64") * bank.x_nbytes)
                 pointers[2] = byte_offset(k.pointers[2], cast(row, "int64") * (4 * bank.out_stride))
                 if bias:

@@ -119,6 +119,67 @@ struct air_table {
     int32_t reserved[7];
 };
 
+/* One of the banks: `n_experts` matrices of `matrix_nbytes` in a file, one after the other. */
+struct air_bank {
+    int64_t *table; /* where each matrix is, as an offset into the pool; -1: it is not */
+    float *heat;    /* how often each was chosen, late choices counting more */
+    air_kernel pack;
+    int64_t offset;
+    int64_t matrix_nbytes;
+    int32_t file;
+    int32_t n_experts;
+    int32_t n_rows;
+    int32_t n_panels;
+    int32_t first_chunk; /* number of the chunk that is the first matrix */
+    int32_t reserved;
+};
+
+/* A slot of the pool: the matrix it has, or is about to get, and the round that used it last. */
+struct air_place {
+    struct air_bank *bank;
+    int32_t expert;
+    int32_t round;
+};
+
+/* A cache of matrices in `n_slots` slots. Zero-initialised, but for what the host sets: up to `timeout_s`, and weight. */
+struct air_experts {
+    struct air_bank *banks;
+    struct air_place *places;
+    int32_t *jobs; /* slots to be filled in this round, in room for n_slots */
+    char *pool;
+    char *raw; /* buffers of raw_nbytes, one for each worker and then for each reader */
+    air_read read;
+    int64_t slot_nbytes;
+    int64_t raw_nbytes;
+    int32_t n_banks;
+    int32_t n_slots;
+    float growth;
+    float weight;
+    int32_t drop_cache;
+    int32_t timeout_s;
+    int32_t round;
+    int32_t n_jobs;
+
+    volatile uint64_t work; /* (round << 32 | jobs that nobody has begun) */
+    volatile int32_t done;
+    volatile int32_t stop;
+    volatile uint64_t failure; /* as in air_stream */
+    volatile uint64_t hits;
+    volatile uint64_t misses;
+    volatile uint64_t nbytes_read;
+    volatile uint64_t waited_ns;
+};
+
+/* What a step needs: experts [first, last) of some banks, as far as they are chosen. */
+struct air_demand {
+    struct air_experts *cache;
+    const int32_t *banks;
+    int32_t n_banks;
+    int32_t first;
+    int32_t last;
+    int32_t reserved;
+};
+
 void air_worker(struct air_team *team, int32_t worker);
 void air_run(struct air_team *team, struct air_call *calls, int32_t n_calls);
 void air_stop(struct air_team *team);
@@ -130,9 +191,19 @@ void air_stream_skip_tail(struct air_team *team);
 int32_t air_read_rows(void *table, void *ids, void *rows, void *, void *, void *, void *, void *, int32_t n_rows,
                       int32_t begin, int32_t end, int32_t worker);
 
-/* Between the two halves of the native code. */
+int32_t air_experts_choose(void *demand, void *starts, void *, void *, void *, void *, void *, void *, int32_t n_rows,
+                           int32_t begin, int32_t end, int32_t worker);
+int32_t air_experts_load(void *cache, void *, void *, void *, void *, void *, void *, void *, int32_t n_rows,
+                         int32_t begin, int32_t end, int32_t worker);
+void air_expert_reader(struct air_experts *cache, int32_t buffer);
+void air_experts_forget(struct air_experts *cache);
+void air_experts_stop(struct air_experts *cache);
+
+/* Between the parts of the native code. */
 #define AIR_INTERNAL __attribute__((visibility("hidden")))
 AIR_INTERNAL char *air_stream_use(struct air_team *team, const struct air_fetch *fetch);
 AIR_INTERNAL void air_stream_release(struct air_team *team, int32_t chunk);
+AIR_INTERNAL void air_fail(volatile uint64_t *failure, int32_t where, int32_t reason);
+AIR_INTERNAL int32_t air_read_fully(air_read read, int32_t file, char *to, int64_t nbytes, int64_t needed, int64_t offset);
 
 #endif

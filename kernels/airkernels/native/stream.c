@@ -16,7 +16,7 @@ int64_t air_pread(int32_t file, void *to, uint64_t nbytes, int64_t offset) {
 }
 
 /* Keeps the first failure. */
-static void fail(volatile uint64_t *failure, int32_t where, int32_t reason) {
+void air_fail(volatile uint64_t *failure, int32_t where, int32_t reason) {
     uint64_t none = 0, found = (uint64_t)(uint32_t)where << 32 | (uint32_t)reason;
     __atomic_compare_exchange_n(failure, &none, found, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
@@ -35,7 +35,7 @@ static int await(struct air_stream *s, volatile int32_t *word, int32_t wanted, i
         if (LOAD(s->stop) || LOAD(s->failure) || (team && LOAD(team->cancelled))) return 0;
         air_sleep(word, seen, &LOOK_AGAIN);
         if (team && air_nanoseconds() - started > (uint64_t)s->timeout_s * 1000000000u) {
-            fail(&s->failure, chunk, ERRNO_TIMEDOUT);
+            air_fail(&s->failure, chunk, ERRNO_TIMEDOUT);
             return 0;
         }
     }
@@ -44,7 +44,7 @@ static int await(struct air_stream *s, volatile int32_t *word, int32_t wanted, i
 }
 
 /* Reads until `needed` bytes are there. Returns 0, errno or AIR_TRUNCATED. */
-static int32_t read_fully(air_read read, int32_t file, char *to, int64_t nbytes, int64_t needed, int64_t offset) {
+int32_t air_read_fully(air_read read, int32_t file, char *to, int64_t nbytes, int64_t needed, int64_t offset) {
     int64_t got = 0;
     while (got < needed) {
         int64_t n = read(file, to + got, (uint64_t)(nbytes - got), offset + got);
@@ -70,7 +70,7 @@ static int32_t populate(char *map, const struct air_chunk *chunk) {
 
 static int32_t load(struct air_stream *s, const struct air_chunk *chunk, char *buffer) {
     if (s->maps) return populate(s->maps[chunk->map], chunk);
-    int32_t failed = read_fully(s->read, chunk->file, buffer, chunk->nbytes, chunk->needed, chunk->offset);
+    int32_t failed = air_read_fully(s->read, chunk->file, buffer, chunk->nbytes, chunk->needed, chunk->offset);
     if (s->drop_cache) air_syscall(SYS_FADVISE, chunk->file, chunk->offset, chunk->nbytes, FADVISE_DONTNEED);
     return failed;
 }
@@ -99,7 +99,7 @@ void air_reader(struct air_stream *s) {
             const struct air_chunk *chunk = &s->chunks[index];
             int32_t failed = load(s, chunk, buffer_of(s, number));
             if (failed) {
-                fail(&s->failure, index, failed);
+                air_fail(&s->failure, index, failed);
                 return;
             }
             ADD(s->nbytes_read, (uint64_t)chunk->nbytes);
@@ -165,8 +165,8 @@ int32_t air_read_rows(void *table, void *ids, void *rows, void *p3, void *p4, vo
     for (int32_t i = begin; i < end; i++) {
         int64_t id = ((const int32_t *)ids)[i];
         char *row = (char *)rows + i * t->row_nbytes;
-        int32_t failed = read_fully(t->read, t->file, row, t->row_nbytes, t->row_nbytes, t->offset + id * t->row_nbytes);
-        if (failed) fail(&t->failure, (int32_t)id, failed);
+        int32_t failed = air_read_fully(t->read, t->file, row, t->row_nbytes, t->row_nbytes, t->offset + id * t->row_nbytes);
+        if (failed) air_fail(&t->failure, (int32_t)id, failed);
     }
     return 0;
 }

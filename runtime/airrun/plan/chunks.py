@@ -67,6 +67,11 @@ def n_chunks(plan: Plan) -> int:
     return total
 
 
+def n_matrices(plan: Plan, weight: Weight) -> int:
+    """Matrices of a bank of experts; 0 of other weights."""
+    return plan.tensors[weight.parts[0].tensor].shape[0] if is_bank(plan, weight) else 0
+
+
 def is_bank(plan: Plan, weight: Weight) -> bool:
     """Whether a weight is a bank of experts, of which steps read what was chosen."""
     return plan.tensors[weight.parts[0].tensor].access == "experts"

@@ -129,7 +129,8 @@ class Buffer:
 class Operand:
     """A pointer argument: `offset` bytes into entry `index` of a space.
 
-    Spaces: 'none'; 'weight'; 'tensor' (as it stands in the file); 'buffer'; 'constant'; 'input' (index into
+    Spaces: 'none'; 'weight'; 'experts' (where the matrices of weight `index`, a bank of experts, are: int64 bytes after
+    the bank, an entry each); 'tensor' (as it stands in the file); 'buffer'; 'constant'; 'input' (index into
     INPUTS); 'kv' and 'state' (cache `index`); 'logits'; 'scratch'. The spaces without entries have index 0, and 'none'
     has offset 0 too. `offset` lies inside the entry; inside one token's share where it grows with the batch.
     """
@@ -139,7 +140,7 @@ class Operand:
     offset: int
 
 
-SPACES = ("none", "weight", "tensor", "buffer", "constant", "input", "kv", "state", "logits", "scratch")
+SPACES = ("none", "weight", "experts", "tensor", "buffer", "constant", "input", "kv", "state", "logits", "scratch")
 
 INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table", "state_slots")
 """What the host fills before a step runs. int32 unless said otherwise:
@@ -158,7 +159,9 @@ class Step:
     A step with an operand that has a row per output ('logits', input 'output_rows') has rows 'outputs'.
     A step has at most one operand of space 'weight', and then as operand 0, at the beginning of a panel: its tasks are
     panels, from there on. All programs read the same weights in the same order. A step on a bank of experts has all of
-    it as operand 0; its kernel finds the panels of a task itself, and banks do not count in the order.
+    it as operand 0, the order of its rows (`airkernels.cpu.row_order`) as operand 4 and its 'experts' as operand 5. Its
+    tasks are panels of all its matrices, or with `tokens_per_task` 1, of those that a token chose. Banks do not count
+    in the order of weights, and can be read matrix by matrix: a chunk of one is a matrix.
     `layer`: 0 to n_layers - 1 in phase 'layer'; elsewhere it may be -1.
     `sync`: every worker waits here until all tasks so far are done.
     `phase`: 'embed' (skipped when the caller gives embeddings), 'layer', 'head' (skipped without outputs).

@@ -162,6 +162,9 @@ def _weights(plan: Plan) -> None:
                 fail(f"{at}.tensor", "is a bank of experts, but not the only part")
             rows.append(math.prod(tensor.shape[:-1]))
         _panels(path, weight, rows, row)
+        tensor = plan.tensors[weight.parts[0].tensor]
+        if tensor.access == "experts":
+            equal(f"{path}.chunk_panels", weight.chunk_panels, tensor.shape[1] // PANEL_ROWS, "a matrix")
         if weight.pack not in symbols:
             fail(f"{path}.pack", f"is {show(weight.pack)}, which is none of the kernels")
         within(f"{path}.chunk_panels", weight.chunk_panels, 1, MAX_COUNT)

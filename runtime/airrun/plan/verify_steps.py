@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from airrun.errors import PlanError
 from airrun.plan.checks import fail, index, one_of, within
-from airrun.plan.chunks import is_bank
-from airrun.plan.schema import DEVICES, INPUTS, PHASES, POINTERS_PER_STEP, ROWS, SPACES, STEP_KINDS, Operand, Plan
+from airrun.plan.chunks import is_bank, n_matrices
+from airrun.plan.schema import DEVICES, INPUTS, PHASES, POINTERS_PER_STEP, ROWS, SPACES, STEP_KINDS, Operand, Plan, Step
 
 MAX_PROGRAMS = 8
 MAX_BATCH = 1 << 20
@@ -108,8 +108,7 @@ def _weight_order(plan: Plan) -> None:
                 path = f"programs[{i}].steps[{j}]"
                 weight = plan.weights[operand.index]
                 if is_bank(plan, weight):
-                    if k or operand.offset:
-                        fail(path, "reads a bank of experts otherwise than whole, as its operand 0")
+                    _bank_step(path, plan, step, k)
                     continue
                 first, rest = divmod(operand.offset, weight.panel_nbytes)
                 if k or rest or step.tokens_per_task:
@@ -120,6 +119,22 @@ def _weight_order(plan: Plan) -> None:
     for i, order in enumerate(found):
         if order != found[0]:
             fail(f"programs[{i}]", "does not read the weights in the order of programs[0]")
+
+
+def _bank_step(path: str, plan: Plan, step: Step, place: int) -> None:
+    """A step on a bank of experts, which is its operand `place`."""
+    operands, weight = step.operands, plan.weights[step.operands[place].index]
+    if place or operands[0].offset or operands[5] != Operand("experts", operands[0].index, 0):
+        fail(path, "reads a bank of experts otherwise than whole, as its operand 0, by the table in its operand 5")
+    if operands[4].space != "buffer" or step.rows != "tokens":
+        fail(path, "reads a bank of experts without the order of its rows in operand 4")
+    n_panels = weight.nbytes // weight.panel_nbytes
+    if step.tokens_per_task not in (0, 1) or (step.tokens_per_task == 0 and step.tasks != n_panels):
+        fail(f"{path}.tasks", f"is {step.tasks}, neither panels of chosen experts nor all {n_panels}")
+    if step.tokens_per_task == 1:
+        within(f"{path}.tasks", step.tasks, weight.chunk_panels, n_panels, "panels of a token's experts")
+        if step.tasks % weight.chunk_panels:
+            fail(f"{path}.tasks", f"is {step.tasks}, not whole matrices of {weight.chunk_panels} panels")
 
 
 def _gathers(plan: Plan) -> None:
@@ -152,6 +167,7 @@ def _operand_checks(plan: Plan) -> Callable[[Operand, str], None]:
     room: dict[str, Sequence[int]] = {
         "none": (1,),
         "weight": [weight.nbytes for weight in plan.weights],
+        "experts": [8 * n_matrices(plan, weight) for weight in plan.weights],
         "tensor": [tensor.nbytes for tensor in plan.tensors],
         "buffer": [buffer.nbytes for buffer in plan.buffers],
         "constant": [constant.nbytes for constant in plan.constants],
