@@ -14,7 +14,9 @@ from plan_sample import sample
 
 from aircompile.cli import main
 from aircompile.stream_plan import chunk_panels, keep_order, stream
+from airrun.engine import Engine
 from airrun.errors import BudgetError
+from airrun.generate import GenerateConfig
 from airrun.ledger import sizes_of
 from airrun.plan.schema import Plan, Segment, Stream
 from airrun.predict import predict
@@ -112,35 +114,65 @@ def test_what_is_streamed_bounds_the_predicted_speed() -> None:
     assert predict(unknown, sizes=sizes).decode_tokens_per_second is None
 
 
-def test_a_process_stays_within_its_budget(home: Path) -> None:
-    """The peak of a control group, page cache included, beside a process that wants memory too."""
+RUN = """
+import sys
+from airrun.engine import Engine
+from airrun.generate import GenerateConfig
+engine = Engine.from_plan(sys.argv[1], ram=sys.argv[2])
+assert engine.streams
+engine.session.eval([5] * 100)
+engine.session.reset()
+print(engine.generate("abba", GenerateConfig(max_tokens=20, ignore_eos=True, temperature=0.0)))
+print(engine.sizes.total)
+"""
+HOG = """
+import sys
+held = bytearray(b"x") * (64 << 20)
+print("ready", flush=True)
+while True:
+    with open(sys.argv[1], "rb") as file:
+        while file.read(1 << 20):
+            pass
+"""
+
+
+def group_of(limit: int) -> MemoryGroup:
     try:
-        group = MemoryGroup(1 << 40)
+        return MemoryGroup(limit)
     except OSError:
         pytest.skip("no control groups for memory here (needs root)")
-    code = (
-        "import sys\n"
-        "from airrun.engine import Engine\n"
-        "from airrun.generate import GenerateConfig\n"
-        "engine = Engine.from_plan(sys.argv[1], ram=sys.argv[2])\n"
-        "assert engine.streams\n"
-        "engine.session.eval([5] * 100)\n"
-        "engine.session.reset()\n"
-        "engine.generate('abba', GenerateConfig(max_tokens=20, ignore_eos=True))\n"
-        "print(engine.sizes.total)\n"
-    )
-    budget = "42MiB"
+
+
+def run_limited(group: MemoryGroup, code: str, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *args]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(command, preexec_fn=group.join, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_process_stays_within_its_budget(home: Path) -> None:
+    """The peak of a control group, page cache included, in which nothing else runs."""
+    group = group_of(1 << 40)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(home / "model.plan.bin"), budget],
-            preexec_fn=group.join,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        )
-        assert int(done.stdout) <= 42 * MIB
+        with run_limited(group, RUN, str(home / "model.plan.bin"), "42MiB") as process:
+            text = process.communicate()[0].splitlines()
+        assert process.returncode == 0 and int(text[-1]) <= 42 * MIB
         assert group.peak <= 42 * MIB
+    finally:
+        group.close()
+
+
+def test_another_process_that_wants_memory_changes_nothing(home: Path, resident: Engine) -> None:
+    """One that holds 64 MiB and fills the page cache, in a group whose limit leaves 8 MiB beside both."""
+    group = group_of((42 + 64 + 12 + 8) * MIB)
+    try:
+        with run_limited(group, HOG, str(home / "model.gguf")) as hog:
+            assert hog.stdout is not None and hog.stdout.readline() == "ready\n"
+            with run_limited(group, RUN, str(home / "model.plan.bin"), "42MiB") as process:
+                text = process.communicate()[0]
+            assert process.returncode == 0
+            hog.kill()
+        alone = resident.generate("abba", GenerateConfig(max_tokens=20, ignore_eos=True, temperature=0.0))
+        assert text.rpartition("\n")[0].rpartition("\n")[0] == alone
     finally:
         group.close()
 
