@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from aircompile.gpu.calls import DECODE, MAX_TOKENS, PREFILL, Axis, DeviceMatrix
 from aircompile.gpu.lowering import DeviceLowering, input_array, lowers
+from aircompile.gpu.narrow_activations import narrow_activations
 from aircompile.graph import Graph, Operator
 from aircompile.lowering import Caches, Pointer
 from aircompile.operators import (
@@ -46,6 +47,7 @@ _UNPACKED_NBYTES = 256 << 20
 
 def lower_for_device(graph: Graph, caches: Caches, exact: bool) -> dict[str, DeviceLowering]:
     """Lower the graph for every program, by name."""
+    graph = narrow_activations(graph)
     lowered = {}
     for phase in MAX_TOKENS:
         lowered[phase] = low = DeviceLowering(graph, caches, phase, exact)

@@ -16,7 +16,6 @@ from aircompile.passes.fuse_rope_store import fuse_rope_store
 from aircompile.passes.options import PassOptions
 from aircompile.passes.quantize_activations import quantize_activations
 from aircompile.passes.select_outputs import select_outputs
-from aircompile.passes.widen_activations import widen_activations
 
 Pass = Callable[[Graph, PassOptions], Graph]
 
@@ -28,7 +27,6 @@ PASSES: list[tuple[str, Pass]] = [
     ("fuse_projections", fuse_projections),
     ("fuse_residual", fuse_residual),
     ("quantize_activations", quantize_activations),
-    ("widen_activations", widen_activations),
 ]
 """Every pass, in order."""
 

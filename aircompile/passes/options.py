@@ -15,8 +15,9 @@ class PassOptions:
     Attributes
     ----------
     activations
-        What matrices in integer block formats are multiplied with: 'auto' and 'q8' round activations to 8 bits, where
-        'q8' insists that the model has such matrices; 'f32' keeps floats. Float matrices always take floats.
+        What matrices in integer block formats are multiplied with: 'q8' rounds activations to 8 bits, and insists that
+        the model has such matrices; 'auto' rounds groups with outliers to 16 bits; 'f32' keeps floats. Float matrices
+        always take floats.
     """
 
     activations: Activations = "auto"

@@ -100,7 +100,7 @@ class Kernels:
         from airkernels.cpu.build import compile_kernels
 
         compile_kernels(programs, ISAS[isa]).write_to_file(str(folder / "kernels.o"))
-        # the replay loop brings memset and the like, which the code generator may call
+        # the native half of the runtime brings memset and the like, which the code generator may call
         command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-shared", "-nostdlib", "-O2"]
         command += ["-fPIC", "-ffreestanding", "-fno-stack-protector", *map(str, _NATIVE), str(folder / "kernels.o")]
         subprocess.run([*command, "-o", str(folder / "kernels.so")], check=True, capture_output=True)
@@ -134,34 +134,44 @@ def random_weights(rng: np.random.Generator, name: str, n_rows: int, n_cols: int
 
 
 def random_activations(rng: np.random.Generator, n_rows: int, n_cols: int) -> Floats:
-    """Rows of mixed magnitudes: ordinary ones, zeros, huge, tiny, and ones with a single outlier."""
+    """Rows of mixed magnitudes: ordinary ones, zeros, huge, tiny, one with a single outlier, and ones with several."""
     x = rng.standard_normal((n_rows, n_cols)).astype(np.float32)
     for row, factor in ((1, 0.0), (2, 1e25), (3, 1e-25)):
         if row < n_rows:
             x[row] *= np.float32(factor)
     if n_rows > 4:
         x[4, rng.integers(n_cols)] = 1000.0
+        x[5:] *= np.where(rng.random(x[5:].shape) < 0.01, np.float32(40), np.float32(1))
     return x
+
+
+def has_outlier(groups: Doubles) -> npt.NDArray[np.bool_]:
+    """Groups [..., 32] whose largest magnitude is more than six times their mean magnitude."""
+    magnitudes = np.abs(groups)
+    return np.asarray(magnitudes.max(-1) > 6 * magnitudes.mean(-1))
 
 
 def quantize_reference(x: Floats, digits: int = 1) -> tuple[Bytes, Doubles]:
     """Rows rounded in groups of 32, laid out for the kernels, and the values they stand for."""
-    most = (127, 127 * 128)[digits - 1]
     n_rows, n = x.shape
     groups = x.astype(np.float64).reshape(n_rows, n // 32, 32)
+    fine = has_outlier(groups) & (digits == 2)
+    most = np.where(fine, 127 * 128, 127)
     scale = (np.abs(groups).max(2) / most).astype(np.float32)
     safe = np.where(scale > 0, scale, 1)[..., None].astype(np.float64)
-    codes = np.clip(np.rint(groups / safe), -most, most).astype(np.int32)
+    codes = np.clip(np.rint(groups / safe), -most[..., None], most[..., None]).astype(np.int32)
     sums = codes.sum(2, dtype=np.int32)
     half_sums = codes.reshape(n_rows, n // 16, 16).sum(2, dtype=np.int32)
     row = QuantizedRow(n, digits)
-    low = (codes + 64) % 128 - 64
-    planes = [codes] if digits == 1 else [(codes - low) // 128, low]
+    low = np.where(fine[..., None], (codes + 64) % 128 - 64, codes)
+    planes = [low, (codes - low) // 128][:digits]
     out = np.zeros((n_rows, row.nbytes), np.uint8)
     parts: list[tuple[int, Array]] = [(i * n, p.astype(np.int8).reshape(n_rows, n)) for i, p in enumerate(planes)]
     parts += [(row.scale, scale), (row.negative_sum, -sums)]
     parts += [(row.scaled_sum, scale * sums.astype(np.float32)), (row.negative_half_sum, -half_sums)]
     parts += [(row.scaled_half_sum, np.repeat(scale, 2, axis=1) * half_sums.astype(np.float32))]
+    if digits == 2:
+        parts.append((row.has_high, fine.astype(np.int32)))
     for at, part in parts:
         raw = np.ascontiguousarray(part).view(np.uint8).reshape(n_rows, -1)
         out[:, at : at + raw.shape[1]] = raw

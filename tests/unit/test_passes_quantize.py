@@ -28,10 +28,11 @@ def test_quantized_by_their_producer_or_alone(activations: Activations) -> None:
         graph = rewrite(graph, AUTO)
     after = quantize_activations(graph, PassOptions(activations))
     after.check()
+    digits, dtype = (", digits=2", "q16") if activations == "auto" else ("", "q8")
     assert program(after) == [
         "embed  embedding  Gather(table=token_embd.weight:Q8_0)  -> embedding float32[tokens, 64]",
-        "layer 0  layers.0.attn_norm  Norm(weight=blk.0.attn_norm.weight:F32, eps=1e-05, quantize=True)  "
-        "embedding -> layers.0.attn_norm q8[tokens, 64]",
+        f"layer 0  layers.0.attn_norm  Norm(weight=blk.0.attn_norm.weight:F32, eps=1e-05, quantize=True{digits})  "
+        f"embedding -> layers.0.attn_norm {dtype}[tokens, 64]",
         "layer 0  layers.0.q+k+v  "
         "MatMul(weights=blk.0.attn_q.weight:Q8_0+blk.0.attn_k.weight:Q8_0+blk.0.attn_v.weight:Q8_0)  "
         "layers.0.attn_norm -> layers.0.q+k+v float32[tokens, 128]",
@@ -43,23 +44,24 @@ def test_quantized_by_their_producer_or_alone(activations: Activations) -> None:
         "layers.0.q, layers.0.k, layers.0.v -> layers.0.rope_q float32[tokens, 64]",
         "layer 0  layers.0.attention  Attention(n_heads=4, n_kv_heads=2, head_dim=16, v_dim=16, scale=0.25, slot=0)  "
         "layers.0.rope_q -> layers.0.attention float32[tokens, 64]",
-        "layer 0  layers.0.attention.q8  Quantize()  layers.0.attention -> layers.0.attention.q8 q8[tokens, 64]",
+        f"layer 0  layers.0.attention.q8  Quantize({digits[2:]})  "
+        f"layers.0.attention -> layers.0.attention.q8 {dtype}[tokens, 64]",
         "layer 0  layers.0.attn_output  MatMul(weights=blk.0.attn_output.weight:Q8_0, accumulate=True)  "
         "layers.0.attention.q8, embedding -> layers.0.attn_residual float32[tokens, 64]",
-        "layer 0  layers.0.ffn_norm  Norm(weight=blk.0.ffn_norm.weight:F32, eps=1e-05, quantize=True)  "
-        "layers.0.attn_residual -> layers.0.ffn_norm q8[tokens, 64]",
+        f"layer 0  layers.0.ffn_norm  Norm(weight=blk.0.ffn_norm.weight:F32, eps=1e-05, quantize=True{digits})  "
+        f"layers.0.attn_residual -> layers.0.ffn_norm {dtype}[tokens, 64]",
         "layer 0  layers.0.gate+up  MatMul(weights=blk.0.ffn_gate.weight:Q8_0+blk.0.ffn_up.weight:Q8_0)  "
         "layers.0.ffn_norm -> layers.0.gate+up float32[tokens, 192]",
         "layer 0  layers.0.gate  Slice(first=0, width=96)  layers.0.gate+up -> layers.0.gate float32[tokens, 96]",
         "layer 0  layers.0.up  Slice(first=96, width=96)  layers.0.gate+up -> layers.0.up float32[tokens, 96]",
-        "layer 0  layers.0.gated  GatedActivation(kind=silu, quantize=True)  "
-        "layers.0.gate, layers.0.up -> layers.0.gated q8[tokens, 96]",
+        f"layer 0  layers.0.gated  GatedActivation(kind=silu, quantize=True{digits})  "
+        f"layers.0.gate, layers.0.up -> layers.0.gated {dtype}[tokens, 96]",
         "layer 0  layers.0.down  MatMul(weights=blk.0.ffn_down.weight:Q8_0, accumulate=True)  "
         "layers.0.gated, layers.0.attn_residual -> layers.0.ffn_residual float32[tokens, 64]",
         "head  layers.0.ffn_residual.selected  SelectRows()  "
         "layers.0.ffn_residual -> layers.0.ffn_residual.selected float32[outputs, 64]",
-        "head  output_norm  Norm(weight=output_norm.weight:F32, eps=1e-05, quantize=True)  "
-        "layers.0.ffn_residual.selected -> output_norm q8[outputs, 64]",
+        f"head  output_norm  Norm(weight=output_norm.weight:F32, eps=1e-05, quantize=True{digits})  "
+        f"layers.0.ffn_residual.selected -> output_norm {dtype}[outputs, 64]",
         "head  logits  MatMul(weights=output.weight:Q8_0)  output_norm -> logits float32[outputs, 40]",
     ]
 
@@ -117,7 +119,7 @@ def test_an_output_of_the_graph_stays_float() -> None:
     after.check()
     assert program(after)[1:] == [
         "layer  n  Norm(weight=gain:F32, eps=1e-05)  x -> n float32[tokens, 32]",
-        "layer  n.q8  Quantize()  n -> n.q8 q8[tokens, 32]",
+        "layer  n.q8  Quantize(digits=2)  n -> n.q8 q16[tokens, 32]",
         "layer  out  MatMul(weights=w0:Q8_0)  n.q8 -> out float32[tokens, 32]",
     ]
 
@@ -131,8 +133,8 @@ def test_a_residual_stays_float() -> None:
     after.check()
     assert program(after)[1:] == [
         "layer  n  Norm(weight=gain:F32, eps=1e-05)  x -> n float32[tokens, 32]",
-        "layer  n.q8  Quantize()  n -> n.q8 q8[tokens, 32]",
+        "layer  n.q8  Quantize(digits=2)  n -> n.q8 q16[tokens, 32]",
         "layer  p0  MatMul(weights=w0:Q8_0)  n.q8 -> p0 float32[tokens, 32]",
-        "layer  p0.q8  Quantize()  p0 -> p0.q8 q8[tokens, 32]",
+        "layer  p0.q8  Quantize(digits=2)  p0 -> p0.q8 q16[tokens, 32]",
         "layer  out  MatMul(weights=w1:Q8_0, accumulate=True)  p0.q8, n -> out float32[tokens, 32]",
     ]

@@ -5,7 +5,7 @@
 Tasks are panels of 16 rows. Per row and token the operations and their order are the same in every
 variant, so decode, small batches and prefill agree bit for bit:
 
-    product = codes . x_codes - zero_point * sum(x_codes)          exact, int32
+    product = codes . x_codes - zero_point * sum(x_codes)          exact, int32; x_codes = low + 128 * high
     acc     = fma(float(product), scale * x_scale, acc)
     acc     = fma(minimum, x_scale * sum(x_codes), acc)            formats with a minimum
 
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 
 from tvm import tirx
 
-from airkernels.cpu.activations import DIGIT, GROUP, QuantizedRow
+from airkernels.cpu.activations import GROUP, SHIFT, QuantizedRow
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
 from airkernels.cpu.program import (
@@ -189,65 +190,85 @@ class _Tile:
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * (self.shape.step * layout.nbytes))
         words, floats = Region(base, "int32"), Region(base, "float32")
         stride = self.shape.step * layout.nbytes // 4
-        acc = local("float32", n * lanes)
+        acc, totals = local("float32", n * lanes), local("int32", n * lanes)
         for t in range(n):
             acc.store(t * lanes, zeros("float32", lanes))
         with loop(source.n_steps) as step:
             for group in source.groups(step):
-                self._group(group, acc, words, floats, stride, n)
+                self._group(group, acc, totals, words, floats, stride, n)
         for t in range(n):
             store_row(self.shape, self.kernel, acc.load(t * lanes, lanes), first_token + t, row)
 
-    def _group(self, group: _Group, acc: Region, words: Region, floats: Region, stride: int, n: int) -> None:
-        isa, lanes, digits = self.isa, self.isa.lanes, self.shape.digits
-        layout = QuantizedRow(self.shape.n_cols, digits)
-        per_group = self.fmt.group // WORD
-        shifts = sorted({shift for _codes, shift in group.words})
-        # One sum per digit, token and shift of the codes. The zero point goes to the lowest digit.
-        sums = {(d, shift, t): zeros("int32", lanes) for d in range(digits) for shift in shifts for t in range(n)}
+    def _group(
+        self, group: _Group, acc: Region, totals: Region, words: Region, floats: Region, stride: int, n: int
+    ) -> None:
+        isa, lanes = self.isa, self.isa.lanes
+        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
+        codes = [(let(codes), shift) for codes, shift in group.words]
+        sums = self._dot(codes, group.index, words, [t * stride for t in range(n)], with_zero_point=True)
         for t in range(n):
-            sums[digits - 1, shifts[0], t] = self._start(words, layout, group.index, t * stride, shifts[0])
-        for w, (codes, shift) in enumerate(group.words):
-            codes = let(codes)
-            for t in range(n):
-                for d in range(digits):
-                    x = words.load(t * stride + d * (layout.n // WORD) + group.index * per_group + w)
-                    before = sums[d, shift, t]
-                    sums[d, shift, t] = let(isa.dot_accumulate(before, codes, x, self.fmt.code_max))
-        totals = [
-            _sum_shifted([(_join([sums[d, shift, t] for d in range(digits)]), shift) for shift in shifts])
-            for t in range(n)
-        ]
+            totals.store(t * lanes, sums[t])
+        scale_index = group.index if self.fmt.group == GROUP else tirx.indexdiv(group.index * self.fmt.group, GROUP)
+        if self.shape.digits == 2:
+            self._add_high_digits(codes, group.index, totals, words, stride, n)
         scale = let(group.scale)
         minimum = let(group.minimum) if group.minimum is not None else None
-        scale_index = group.index if self.fmt.group == GROUP else tirx.indexdiv(group.index * self.fmt.group, GROUP)
         for t in range(n):
             x_scale = splat(floats.load(t * stride + layout.scale // 4 + scale_index), lanes)
             value = acc.load(t * lanes, lanes)
-            value = isa.fused_multiply_add(cast(totals[t], "float32"), scale * x_scale, value)
+            value = isa.fused_multiply_add(cast(totals.load(t * lanes, lanes), "float32"), scale * x_scale, value)
             if minimum is not None:
                 sums_plane = layout.scaled_sum if self.fmt.group == GROUP else layout.scaled_half_sum
                 x_sum = splat(floats.load(t * stride + sums_plane // 4 + group.index), lanes)
                 value = isa.fused_multiply_add(minimum, x_sum, value)
             acc.store(t * lanes, value)
 
-    def _start(self, words: Region, layout: QuantizedRow, group: Expr, token: int, code_shift: int) -> Expr:
+    def _add_high_digits(
+        self, codes: list[tuple[Expr, int]], group: Expr, totals: Region, words: Region, stride: int, n: int
+    ) -> None:
+        """Add what the high digits contribute, where any token of the tile has them: those of the others are 0."""
+        lanes = self.isa.lanes
+        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
+        flag = layout.has_high // 4 + tirx.indexdiv(group * self.fmt.group, GROUP)
+        with when(reduce(or_, [words.load(t * stride + flag) for t in range(n)]) != 0):
+            sums = self._dot(codes, group, words, [t * stride + layout.n // WORD for t in range(n)])
+            for t in range(n):
+                totals.store(t * lanes, totals.load(t * lanes, lanes) + (sums[t] << SHIFT))
+
+    def _dot(
+        self,
+        codes: list[tuple[Expr, int]],
+        group: Expr,
+        words: Region,
+        digits: list[int],
+        with_zero_point: bool = False,
+    ) -> list[Expr]:
+        """Integer products of a group's codes with the digits that begin at these words.
+
+        Codes with different shifts have a sum each until the end; the zero point, of whole elements, goes to the first.
+        """
+        lanes, first_word = self.isa.lanes, group * (self.fmt.group // WORD)
+        shifts = sorted({shift for _codes, shift in codes})
+        sums = {(shift, at): zeros("int32", lanes) for shift in shifts for at in digits}
+        if with_zero_point:
+            for at in digits:
+                sums[shifts[0], at] = self._start(words, group, at, shifts[0])
+        for w, (word, shift) in enumerate(codes):
+            for at in digits:
+                x = words.load(at + first_word + w)
+                sums[shift, at] = let(self.isa.dot_accumulate(sums[shift, at], word, x, self.fmt.code_max))
+        return [let(_sum_shifted([(sums[shift, at], shift) for shift in shifts])) for at in digits]
+
+    def _start(self, words: Region, group: Expr, token: int, code_shift: int) -> Expr:
         """The zero point's share of a group's integer sum, for codes shifted left by `code_shift`."""
         lanes = self.isa.lanes
         if self.fmt.zero_point == 0:
             return zeros("int32", lanes)
+        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         plane = layout.negative_sum if self.fmt.group == GROUP else layout.negative_half_sum
         shift = self.fmt.zero_point.bit_length() - 1
         assert 1 << shift == self.fmt.zero_point
         return let(splat(words.load(token + plane // 4 + group), lanes) << (shift + code_shift))
-
-
-def _join(digits: list[Expr]) -> Expr:
-    """The sum that sums of single digits stand for; the high one first."""
-    total = digits[0]
-    for digit in digits[1:]:
-        total = (total << (DIGIT.bit_length() - 1)) + digit
-    return total
 
 
 def _sum_shifted(parts: list[tuple[Expr, int]]) -> Expr:

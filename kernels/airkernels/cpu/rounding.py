@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from tvm import tirx
 
-from airkernels.cpu.activations import DIGIT, GROUP, HALF_GROUP, QuantizedRow, largest_code
+from airkernels.cpu.activations import DIGIT, GROUP, HALF_GROUP, MOST, SHIFT, QuantizedRow, has_outlier
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, Kernel, Region, byte_offset, cast, const, let, llvm, loop, splat
 from airkernels.cpu.vectors import add, for_vectors, reduce, round_to_int
@@ -28,20 +29,31 @@ class QuantizedOut:
         lanes = min(self.isa.lanes, HALF_GROUP)
         starts = range(0, GROUP, lanes)
         values = [let(produce(group * GROUP + at, lanes)) for at in starts]
-        magnitude = let(llvm(f"float32x{lanes}", "llvm.fabs", values[0]))
-        for value in values[1:]:
-            magnitude = let(tirx.max(magnitude, llvm(f"float32x{lanes}", "llvm.fabs", value)))
-        largest = let(reduce(magnitude, tirx.max))
-        most = largest_code(self.layout.digits)
-        one_over = const(float(most), "float32") / largest
-        inverse = let(tirx.Select(largest > const(0.0, "float32"), one_over, const(0.0, "float32")))
+        magnitudes = [let(llvm(f"float32x{lanes}", "llvm.fabs", value)) for value in values]
+        largest = let(reduce(functools.reduce(tirx.max, magnitudes), tirx.max))
+        most, per_unit = const(float(MOST), "float32"), const(1 / MOST, "float32")
+        if self.layout.digits == 2:
+            has_high = let(has_outlier(largest, reduce(functools.reduce(add, magnitudes), add)))
+            self.ints.store(group + self.layout.has_high // 4, cast(has_high, "int32"))
+            most = tirx.Select(has_high, const(float(MOST * DIGIT), "float32"), most)
+            per_unit = tirx.Select(has_high, const(1 / (MOST * DIGIT), "float32"), per_unit)
+        inverse = let(tirx.Select(largest > const(0.0, "float32"), most / largest, const(0.0, "float32")))
+        integers = [let(round_to_int(value * splat(inverse, lanes))) for value in values]
+        for at, vector in zip(starts, integers, strict=True):
+            low = vector
+            if self.layout.digits == 2:
+                high = let(((vector + DIGIT // 2) >> SHIFT) & splat(const(0, "int32") - cast(has_high, "int32"), lanes))
+                self.bytes.store(self.layout.n + group * GROUP + at, cast(high, "int8"))
+                low = vector - (high << SHIFT)
+            self.bytes.store(group * GROUP + at, cast(low, "int8"))
+        self._store_scales(group, let(largest * per_unit), starts, integers)
+
+    def _store_scales(self, group: Expr, scale: Expr, starts: range, integers: list[Expr]) -> None:
+        """Store the scale of a group, and the sums of its integers."""
         half_sums = [const(0, "int32"), const(0, "int32")]
-        for at, value in zip(starts, values, strict=True):
-            integers = let(round_to_int(value * splat(inverse, lanes)))
-            self._store_digits(group * GROUP + at, integers)
-            half_sums[at // HALF_GROUP] += reduce(integers, add)
+        for at, vector in zip(starts, integers, strict=True):
+            half_sums[at // HALF_GROUP] += reduce(vector, add)
         half_sums = [let(s) for s in half_sums]
-        scale = let(largest * const(1 / most, "float32"))
         total = let(half_sums[0] + half_sums[1])
         self.floats.store(group + self.layout.scale // 4, scale)
         self.ints.store(group + self.layout.negative_sum // 4, const(0, "int32") - total)
@@ -49,14 +61,6 @@ class QuantizedOut:
         for i, s in enumerate(half_sums):
             self.ints.store(group * 2 + i + self.layout.negative_half_sum // 4, const(0, "int32") - s)
             self.floats.store(group * 2 + i + self.layout.scaled_half_sum // 4, scale * cast(s, "float32"))
-
-    def _store_digits(self, at: Expr, integers: Expr) -> None:
-        if self.layout.digits == 1:
-            self.bytes.store(at, cast(integers, "int8"))
-            return
-        high = let((integers + DIGIT // 2) >> (DIGIT.bit_length() - 1))
-        self.bytes.store(at, cast(high, "int8"))
-        self.bytes.store(at + self.layout.n, cast(integers - high * DIGIT, "int8"))
 
 
 def row_of(k: Kernel, pointer: int, row: Expr, stride: int) -> Region:

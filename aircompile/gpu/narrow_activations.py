@@ -1,9 +1,8 @@
-"""Give rounded activations a second digit where outliers would cost accuracy.
+"""Take the second digit of rounded activations away where it is not worth its cost on a GPU.
 
-A group of 32 shares one scale, so an element much larger than its neighbours takes their precision away. That
-happens in the inputs of query, key and value products and after gated activations; with two digits there, the
-perplexity of a quantized model is close to that of exact arithmetic, and the other products (most of the
-multiplications, and the head) keep one. Measured on SmolLM2: tests/bench/FINDINGS.md.
+Kernels for CPUs pass over high digits where a group of values has no outliers (`airkernels.cpu.activations`); those for
+GPUs multiply with all of them, which doubles the dot products. So only what feeds attention and what an activation made
+keeps two digits there: most of a model's accuracy depends on these. Measured on SmolLM2: tests/bench/FINDINGS.md.
 """
 
 from __future__ import annotations
@@ -27,28 +26,21 @@ from aircompile.operators import (
     Slice,
     Split,
 )
-from aircompile.passes.options import PassOptions
 
 
-def widen_activations(graph: Graph, options: PassOptions) -> Graph:
-    """Quantize to two digits what feeds attention and what an activation made ('auto' only)."""
-    if options.activations != "auto":
-        return graph
+def narrow_activations(graph: Graph) -> Graph:
+    """Round to one digit what is rounded to two, except where outliers were seen."""
     graph = graph.copy()
     for operator in graph.operators():
-        op = operator.op
-        if isinstance(op, Rounding | Quantize) and _is_quantized(graph, operator) and _has_outliers(graph, operator):
-            wide = dataclasses.replace(operator, op=dataclasses.replace(op, digits=2))
+        op, dtype = operator.op, graph.values[operator.outputs[0]].dtype
+        if isinstance(op, Rounding | Quantize) and dtype == "q16" and not _has_outliers(graph, operator):
+            narrow = dataclasses.replace(operator, op=dataclasses.replace(op, digits=1))
             # rows that are copied keep their type
             copies = [reader for reader in graph.consumers(operator.outputs[0]) if isinstance(reader.op, Dispatch)]
-            graph.replace([operator.name], [wide])
+            graph.replace([operator.name], [narrow])
             for copy in copies:
                 graph.replace([copy.name], [copy])
     return graph
-
-
-def _is_quantized(graph: Graph, operator: Operator) -> bool:
-    return graph.values[operator.outputs[0]].dtype == "q8"
 
 
 def _has_outliers(graph: Graph, operator: Operator) -> bool:

@@ -1,4 +1,4 @@
-"""A second digit goes to what feeds attention and to what a gate made, and only under 'auto'."""
+"""On GPUs a second digit stays with what feeds attention and what a gate made, and goes elsewhere."""
 
 from __future__ import annotations
 
@@ -6,20 +6,11 @@ import pytest
 from small_models import llama_model
 
 from aircompile.architectures import build_graph
+from aircompile.gpu.narrow_activations import narrow_activations
 from aircompile.graph import Graph
 from aircompile.operators import MatMul
-from aircompile.passes import PASSES
+from aircompile.passes import run_passes
 from aircompile.passes.options import Activations, PassOptions
-from aircompile.passes.widen_activations import widen_activations
-
-
-def quantized(activations: Activations) -> Graph:
-    graph = build_graph(llama_model())
-    for name, rewrite in PASSES:
-        if name == "widen_activations":
-            return graph
-        graph = rewrite(graph, PassOptions(activations))
-    raise AssertionError("no such pass")
 
 
 def inputs_of_products(graph: Graph) -> dict[str, str]:
@@ -28,10 +19,10 @@ def inputs_of_products(graph: Graph) -> dict[str, str]:
     return {o.name: graph.values[o.inputs[0]].dtype for o in products}
 
 
-def test_auto_widens_by_what_reads_or_made_the_value() -> None:
-    before = quantized("auto")
-    assert set(inputs_of_products(before).values()) == {"q8"}
-    after = widen_activations(before, PassOptions("auto"))
+def test_two_digits_stay_by_what_reads_or_made_the_value() -> None:
+    before = run_passes(build_graph(llama_model()), PassOptions("auto"))
+    assert set(inputs_of_products(before).values()) == {"q16"}
+    after = narrow_activations(before)
     after.check()
     assert inputs_of_products(after) == {
         "layers.0.q+k+v": "q16",
@@ -44,5 +35,5 @@ def test_auto_widens_by_what_reads_or_made_the_value() -> None:
 
 @pytest.mark.parametrize("activations", ["q8", "f32"])
 def test_other_choices_stay_as_they_are(activations: Activations) -> None:
-    before = quantized(activations)
-    assert widen_activations(before, PassOptions(activations)).dump() == before.dump()
+    before = run_passes(build_graph(llama_model()), PassOptions(activations))
+    assert narrow_activations(before).dump() == before.dump()
