@@ -24,7 +24,7 @@ _SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (
 
 @dataclass(frozen=True)
 class Shape:
-    """Hyperparameters of a llama."""
+    """Hyperparameters of a llama; with experts, `n_ff` is their width."""
 
     n_layers: int
     n_embd: int
@@ -32,12 +32,16 @@ class Shape:
     n_heads: int
     n_kv_heads: int
     n_vocab: int
+    n_experts: int = 0
+    n_used: int = 0
 
 
 SHAPES = {
     "tiny": Shape(2, 512, 1536, 8, 2, 1024),
     "1b": Shape(16, 2048, 8192, 32, 8, 32000),
     "8b": Shape(32, 4096, 14336, 32, 8, 128256),
+    "7b-a1b": Shape(16, 2048, 1024, 16, 16, 50304, 64, 8),
+    "30b-a3b": Shape(48, 2048, 768, 32, 4, 151936, 128, 8),
     "70b": Shape(80, 8192, 28672, 64, 8, 128256),
 }
 
@@ -54,6 +58,9 @@ def write_model(path: Path, shape: Shape, fmt: str, *, empty: bool = False, seed
     writer.add_head_count_kv(shape.n_kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500000.0)
+    if shape.n_experts:
+        writer.add_expert_count(shape.n_experts)
+        writer.add_expert_used_count(shape.n_used)
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     words += [f"w{i}" for i in range(shape.n_vocab - len(words))]
     writer.add_vocab_size(len(words))
@@ -89,15 +96,19 @@ def _tensors(shape: Shape, fmt: str) -> dict[str, tuple[tuple[int, ...], str]]:
         "output.weight": ((shape.n_vocab, shape.n_embd), head),
     }
     for i in range(shape.n_layers):
-        matrices = {
+        attention = {
             "attn_q": (shape.n_embd, shape.n_embd),
             "attn_k": (kv, shape.n_embd),
             "attn_v": (kv, shape.n_embd),
             "attn_output": (shape.n_embd, shape.n_embd),
-            "ffn_gate": (shape.n_ff, shape.n_embd),
-            "ffn_up": (shape.n_ff, shape.n_embd),
-            "ffn_down": (shape.n_embd, shape.n_ff),
         }
+        matrices: dict[str, tuple[int, ...]] = dict(attention)
+        bank, suffix = ((shape.n_experts,), "_exps") if shape.n_experts else ((), "")
+        for part in ("gate", "up"):
+            matrices[f"ffn_{part}{suffix}"] = (*bank, shape.n_ff, shape.n_embd)
+        matrices[f"ffn_down{suffix}"] = (*bank, shape.n_embd, shape.n_ff)
+        if shape.n_experts:
+            found[f"blk.{i}.ffn_gate_inp.weight"] = ((shape.n_experts, shape.n_embd), "F32")
         found |= {f"blk.{i}.{name}.weight": (dims, fmt) for name, dims in matrices.items()}
         found |= {f"blk.{i}.{name}_norm.weight": ((shape.n_embd,), "F32") for name in ("attn", "ffn")}
     return found

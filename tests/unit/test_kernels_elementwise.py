@@ -9,7 +9,7 @@ import pytest
 from kernel_harness import EPS, LEVELS, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
 from reference_functions import activation, gate
 
-from airkernels.cpu.elementwise import RowShape, add, gated, multiply
+from airkernels.cpu.elementwise import RowShape, add, gated, join, multiply, scale_by_position
 from airkernels.cpu.elementwise import activation as activation_kernel
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
 }
 GATES: dict[str, tuple[float, ...]] = {"gelu_tanh": (), "relu2": (), "swiglu_oai": (1.702, 7.0)}
 SCALES = (1.0, 0.22)
+PERIODS = (1, 7, 8192)
 
 
 def stride(n: int) -> int:
@@ -59,6 +60,12 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         programs[f"vector{n}"] = multiply(f"vector{n}", isa, same, 1)
         for group in (n // 3, 3):
             programs[f"groups{group}_{n}"] = multiply(f"groups{group}_{n}", isa, two, group)
+        for period in PERIODS:
+            name = f"position{period}_{n}"
+            programs[name] = scale_by_position(name, isa, one, period, 0.1)
+        joined = RowShape(n + 40, (stride(n), 43), n + 41, n + 40)
+        programs[f"join{n}"] = join(f"join{n}", isa, joined, (n, 40), (1, 5))
+        programs[f"copy{n}"] = join(f"copy{n}", isa, RowShape(n, (stride(n),), n + 1, n), (n,), (1,))
         programs[f"single{n}"] = multiply(f"single{n}", isa, same, n)
     return Kernels(request.param, programs, tmp_path_factory.mktemp("kernels"))
 
@@ -157,3 +164,33 @@ def test_the_reference_itself() -> None:
     tanh = activation("gelu_tanh", (), x)
     np.testing.assert_allclose(tanh, [0.8411919906082768, -0.15880800939172324, 0], atol=1e-15)
     np.testing.assert_allclose(activation("silu", (), x), [0.7310585786300049, -0.2689414213699951, 0], atol=1e-15)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("period", PERIODS)
+def test_scale_by_position(kernels: Kernels, period: int, n: int) -> None:
+    """Within the first period nothing changes; positions reach as far as contexts do."""
+    rng = fresh_rng()
+    x = samples(rng, n)
+    cells = np.array([0, period - 1, 2 * period, 100_003, 10_000_000], np.int32)
+    factor = 1 + np.float64(np.float32(0.1)) * np.log1p((cells.astype(np.int64) + 1) // period)
+    got = run(kernels, f"position{period}_{n}", n, strided(x, stride(n)), Memory(cells))
+    exact = x * factor[:, None]
+    assert (np.abs(got - exact) <= 8 * EPS * np.abs(exact)).all()
+    assert period < 3 or np.array_equal(got[0], x[0])
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_join(kernels: Kernels, n: int) -> None:
+    """Columns side by side, of which the second input has a row for every five; and a copy."""
+    rng = fresh_rng()
+    a, b = samples(rng, n), rng.standard_normal((1, 40)).astype(np.float32)
+    out = Memory(4 * N_ROWS * (n + 41))
+    for first, last in ((2, N_ROWS), (0, 2)):
+        kernels(f"join{n}", strided(a, stride(n)), strided(b, 43), out, n=N_ROWS, begin=first, end=last)
+    rows = out.view(np.float32, N_ROWS, n + 41)
+    assert np.array_equal(rows[:, :n], a) and np.array_equal(rows[:, n : n + 40], np.repeat(b, N_ROWS, axis=0))
+    assert (rows[:, -1].view(np.uint32) == 0xA5A5A5A5).all()
+    alone = Memory(4 * N_ROWS * (n + 1))
+    kernels(f"copy{n}", strided(a, stride(n)), None, alone, n=N_ROWS, end=N_ROWS)
+    assert np.array_equal(alone.view(np.float32, N_ROWS, n + 1)[:, :n], a)
