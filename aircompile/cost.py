@@ -16,7 +16,7 @@ from airrun.plan.schema import PANEL_ROWS, Cost
 from airrun.predict import CONTEXT
 from airrun.profile import Profile
 from airschedules.calibration import Calibration, load_calibration
-from airschedules.specs import AttentionSpec, MatmulSpec, RopeStoreSpec
+from airschedules.specs import AttentionSpec, ExpertMatmulSpec, HeadMatmulSpec, MatmulSpec, RopeStoreSpec
 
 OVERLAP = 4.0
 """Order of the power mean of computing and reading: infinite would be perfect overlap, 1 none."""
@@ -51,7 +51,7 @@ def estimate(lowered: Sequence[tuple[Phase, Lowering]], profile: Profile, thread
     """
     decode, (batch, prefill) = lowered[0][1], lowered[-1]
     nbytes = sum(weight_nbytes(call) for call in decode.calls)
-    macs = sum(spec.matrix.n_rows * spec.matrix.n_cols for spec in _products(decode.calls))
+    macs = sum(_macs(spec) for spec in _products(decode.calls))
     ram, overhead, rate = 0.0, 0.0, 0.0
     machine = _machine(profile, threads)
     if machine is not None and _measured(decode.calls, prefill.calls, machine.rates):
@@ -146,6 +146,13 @@ def _products(calls: Sequence[Call]) -> Iterator[MatmulSpec]:
     return (call.spec for call in calls if isinstance(call.spec, MatmulSpec))
 
 
+def _macs(spec: MatmulSpec) -> int:
+    """Multiplications of a product for one token."""
+    n = spec.order.n_used if isinstance(spec, ExpertMatmulSpec) else 1
+    n = spec.n_heads if isinstance(spec, HeadMatmulSpec) else n
+    return n * spec.matrix.n_rows * spec.matrix.n_cols
+
+
 def _overlapped(computing: float, reading: float) -> float:
     return float((computing**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
 
@@ -169,7 +176,10 @@ def _prefill(call: Call, machine: Machine, n_tokens: int) -> float:
         return _decode(call, machine, 0)
     rates, n = machine.rates, machine.threads
     if isinstance(call.spec, MatmulSpec):
-        macs = call.tasks * PANEL_ROWS * call.spec.matrix.n_cols * n_tokens
+        rows = call.tasks * PANEL_ROWS
+        if isinstance(call.spec, ExpertMatmulSpec):  # its tasks are all experts, of which a token uses some
+            rows = call.spec.order.n_used * call.spec.matrix.n_rows
+        macs = rows * call.spec.matrix.n_cols * n_tokens
         return macs / rates.prefill[rate_key(call.spec)] / n
     # a token sees those before it and itself
     cells = _visible(call.spec, (n_tokens + 1) / 2) if isinstance(call.spec, AttentionSpec) else 1

@@ -191,6 +191,10 @@ class RouteSpec(KernelSpec):
     def shape(self) -> tuple[int, ...]:
         return (self.route.n_experts, self.route.n_used)
 
+    @property
+    def rate(self) -> str:
+        return "select"
+
     def build(self, isa: VectorIsa) -> Program:
         return route_kernels.route(self.symbol, isa, self.route)
 
@@ -205,6 +209,10 @@ class SortByExpertSpec(KernelSpec):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.order.n_experts, self.order.n_used)
+
+    @property
+    def rate(self) -> str:
+        return "select"
 
     def build(self, isa: VectorIsa) -> Program:
         return experts.sort_by_expert(self.symbol, self.order, self.in_stride)

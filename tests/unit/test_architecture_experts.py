@@ -6,12 +6,14 @@ import pytest
 from small_models import llama_metadata, llama_model, llama_tensors, tensor
 
 from aircompile.architectures import build_graph
+from aircompile.cost import estimate
 from aircompile.frontends.gguf import TensorInfo
 from aircompile.lowering import lower, plan_caches
 from aircompile.operators import Dispatch, ExpertMatMul, Quantize, Route, SumExperts
 from aircompile.passes import run_passes
 from aircompile.passes.options import PassOptions
 from airrun.errors import ModelFileError, UnsupportedError
+from airrun.profile import Profile
 
 N = 4
 
@@ -69,3 +71,13 @@ def test_matrices_must_be_whole_panels() -> None:
     graph = run_passes(graph, PassOptions())
     with pytest.raises(UnsupportedError, match="matrices of 40 rows are not supported, only multiples of 16"):
         lower(graph, plan_caches(graph, "f32", 64))
+
+
+def test_a_token_is_charged_for_the_experts_that_it_uses() -> None:
+    graph = run_passes(build_graph(llama_model(metadata(), experts())), PassOptions())
+    cost = estimate(lower(graph, plan_caches(graph, "f32", 64)), Profile("test"))
+    dense = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 40 * 64
+    router, chosen = N * 64, 2 * 3 * 96 * 64
+    assert cost.macs_per_token == dense + router + chosen
+    q8_0 = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 48 * 64 + chosen  # the head is padded to whole panels
+    assert cost.weight_nbytes_per_token == q8_0 // 32 * 34 + 4 * 16 * 64
