@@ -13,6 +13,7 @@ from aircompile.lowering import (  # noqa: F401  (they register their operators)
     attention,
     elementwise,
     experts,
+    groups,
     products,
     recurrence,
     rows,

@@ -6,10 +6,10 @@ import dataclasses
 
 from aircompile.graph import Operator
 from aircompile.lowering.calls import Pointer
-from aircompile.lowering.lowering import Lowering, input_array, lowers
-from aircompile.operators import Activation, Add, Bias, Concat, GatedActivation, Multiply, Scale, ScaleByPosition, Slice
+from aircompile.lowering.lowering import Lowering, lowers
+from aircompile.operators import Activation, Add, Bias, GatedActivation, Multiply, Scale, Slice
 from airkernels.cpu.elementwise import RowShape
-from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec, PositionScaleSpec
+from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec
 
 _CHUNK = 256
 """Columns per task: small enough to share one row between threads."""
@@ -66,25 +66,6 @@ def _scale(low: Lowering, operator: Operator, op: Scale) -> None:
     row = _with_vector(low, operator)
     spec = MultiplySpec(row, row.n // low.graph.weights[op.weight].shape[0])
     _emit(low, operator, spec, low.value(operator.inputs[0]), low.vector(op.weight))
-
-
-@lowers(Concat)
-def _concat(low: Lowering, operator: Operator, op: Concat) -> None:
-    (out,) = operator.outputs
-    column = 0
-    for value in operator.inputs:
-        width = low.graph.values[value].width
-        row = RowShape(width, (low.stride_of(value),), low.stride_of(out), _CHUNK)
-        pointers = {0: low.value(value), 2: low.value(out, column)}
-        last = value is operator.inputs[-1]
-        low.emit(operator, ActivationSpec(row, "scale", (1.0,)), pointers, tasks=-(-width // _CHUNK), sync=last)
-        column += width
-
-
-@lowers(ScaleByPosition)
-def _scale_by_position(low: Lowering, operator: Operator, op: ScaleByPosition) -> None:
-    spec = PositionScaleSpec(_row(low, operator), op.period, op.strength)
-    _emit(low, operator, spec, low.value(operator.inputs[0]), input_array("cells"))
 
 
 @lowers(Slice)

@@ -23,7 +23,6 @@ from aircompile.operators.elementwise import (
     Activation,
     Add,
     Bias,
-    Concat,
     Function,
     Gate,
     GatedActivation,
@@ -32,6 +31,7 @@ from aircompile.operators.elementwise import (
     Slice,
 )
 from aircompile.operators.experts import Dispatch, ExpertMatMul, Route, Scores, SortByExpert, SumExperts
+from aircompile.operators.groups import GroupDot, GroupSlice
 from aircompile.operators.products import HeadMatMul, MatMul, Product
 from aircompile.operators.recurrence import (
     CausalConvolution,
@@ -52,7 +52,6 @@ __all__ = [
     "Bias",
     "CausalConvolution",
     "Combine",
-    "Concat",
     "CutOff",
     "Dispatch",
     "Dtype",
@@ -61,6 +60,8 @@ __all__ = [
     "Gate",
     "GatedActivation",
     "Gather",
+    "GroupDot",
+    "GroupSlice",
     "HeadMatMul",
     "Join",
     "Kind",

@@ -116,16 +116,6 @@ class Scale(Op):
 
 
 @dataclass(frozen=True)
-class Concat(Op):
-    """The columns of all inputs, one input after the other."""
-
-    def infer(self, inputs: Sequence[Value], weights: Weights) -> tuple[Kind, ...]:
-        for value in inputs:
-            same_kind(floats(value), value.width, inputs[0].rows)
-        return (Kind(sum(value.width for value in inputs), inputs[0].rows, "float32"),)
-
-
-@dataclass(frozen=True)
 class Slice(Op):
     """Columns [first, first + width) of a value: a view, not a copy."""
 

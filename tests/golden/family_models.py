@@ -48,7 +48,7 @@ class FamilyModel:
         rng = np.random.default_rng(zlib.crc32(repr(sorted(self.shapes.items())).encode()))
         for name, shape in self.shapes.items():
             # norms near 1, biases small, products that keep the size of their input
-            base = 1.0 if name.endswith("norm.weight") or "norm_2.weight" in name else 0.0
+            base = 1.0 if name.endswith(("norm.weight", "ffn_norm")) or "norm_2.weight" in name else 0.0
             size = 0.2 if len(shape) == 1 or base else 1.5 / math.sqrt(shape[-1])
             size = 0.3 if name.startswith(("token_embd.", "per_layer_token_embd")) else size
             data = (base + size * rng.standard_normal(shape)).astype(np.float32)

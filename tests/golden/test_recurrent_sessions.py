@@ -16,7 +16,7 @@ from airrun.generate import GenerateConfig, GenerateResult, generate_tokens
 from airrun.session_file import load_session, save_session
 
 ZOO = zoo_folder() / "models"
-MODELS = ("mamba",)
+MODELS = ("mamba", "rwkv7", "qwen35")
 RNG = np.random.default_rng()
 
 

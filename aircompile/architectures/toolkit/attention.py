@@ -30,11 +30,12 @@ class Heads:
         return self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.v_dim
 
 
-def read_heads(b: Builder) -> Heads:
-    """The shape of attention, where it is the same in all layers."""
+def read_heads(b: Builder, n_kv_heads: int | None = None) -> Heads:
+    """The shape of attention, where it is the same in all layers; the KV heads may be known already."""
     hyper, n_layers = b.hyper, b.n_layers
     n_heads = hyper.uniform_integer("attention.head_count", MAX_HEADS, n_layers)
-    n_kv_heads = hyper.uniform_integer("attention.head_count_kv", MAX_HEADS, n_layers, default=n_heads)
+    if n_kv_heads is None:
+        n_kv_heads = hyper.uniform_integer("attention.head_count_kv", MAX_HEADS, n_layers, default=n_heads)
     if b.n_embd % n_heads and not hyper.has("attention.key_length"):
         raise hyper.error("attention.head_count", f"is {n_heads}, which does not divide the width {b.n_embd}")
     if n_heads % n_kv_heads:
@@ -44,6 +45,16 @@ def read_heads(b: Builder) -> Heads:
     # 0 stands for the usual scale
     scale = hyper.number("attention.scale", 0.0, 1e6, 0.0) or 1.0 / math.sqrt(head_dim)
     return Heads(n_heads, n_kv_heads, head_dim, v_dim, scale)
+
+
+def read_some_heads(b: Builder) -> tuple[Heads, tuple[bool, ...]]:
+    """The shape of attention in those layers that have it, and which: the others have no KV heads."""
+    key = "attention.head_count_kv"
+    each = b.hyper.integers(key, MAX_HEADS, b.n_layers, low=0)
+    counts = set(each) - {0}
+    if len(counts) > 1:
+        raise b.hyper.unsupported(key, f"differs between layers with attention ({min(counts)} to {max(counts)})")
+    return read_heads(b, max(counts, default=1)), tuple(n > 0 for n in each)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ def split(b: Builder, x: str, /, **widths: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def lerp(b: Builder, x: str, shift: str, by: str, output: str) -> str:
+    """From each token towards the one before it, by so much in every column: x + by * shift."""
+    return b.add(output, Add(), x, b.add(f"{output}_shift", Scale(by), shift))
+
+
 @dataclass(frozen=True)
 class MambaShape:
     """Channels, taps of the convolution, elements of a channel's state, and the rank of dt (in Mamba-2: the heads); the
@@ -69,7 +74,7 @@ def read_mamba(b: Builder) -> MambaShape:
 def mamba(b: Builder, x: str, shape: MambaShape, norm: Normalize | None = None, weighted: bool = False) -> str:
     """A layer of Mamba (Gu & Dao 2023); `norm` is for dt, b and c, with weights or without."""
     n, n_states = shape.n_channels, shape.n_states
-    given, gate = split(b, b.linear(x, "ssm_in", 2 * n), given=n, gate=n)
+    given, gate = split(b, b.linear(x, "ssm_in", 2 * n), given=n, ssm_gate=n)
     given = b.add("activated", Activation("silu"), convolve(b, given, "ssm_conv1d", shape.kernel))
     dt, keys, queries = split(
         b, b.linear(given, "ssm_x", shape.rank + 2 * n_states), dt=shape.rank, b=n_states, c=n_states
@@ -84,7 +89,7 @@ def mamba(b: Builder, x: str, shape: MambaShape, norm: Normalize | None = None, 
     y = b.add("scan", SelectiveScan(n, n_states, a), given, dt, keys, queries)
     y = b.add("skipped", Add(), y, b.add("skip", Scale(d), given))
     return b.linear(
-        b.add("gated", Multiply(), b.add("gate_activation", Activation("silu"), gate), y), "ssm_out", b.n_embd
+        b.add("ssm_gated", Multiply(), b.add("ssm_gate_activation", Activation("silu"), gate), y), "ssm_out", b.n_embd
     )
 
 
@@ -92,7 +97,7 @@ def mamba2(b: Builder, x: str, shape: MambaShape, norm: Normalize) -> str:
     """A layer of Mamba-2 (Dao & Gu 2024): x, b and c are values, keys and queries of heads."""
     n, n_heads, keys_width = shape.n_channels, shape.rank, shape.n_groups * shape.n_states
     mixed = n + 2 * keys_width
-    gate, given, dt = split(b, b.linear(x, "ssm_in", n + mixed + n_heads), gate=n, given=mixed, dt=n_heads)
+    gate, given, dt = split(b, b.linear(x, "ssm_in", n + mixed + n_heads), ssm_gate=n, given=mixed, dt=n_heads)
     given = b.add("activated", Activation("silu"), convolve(b, given, "ssm_conv1d", shape.kernel))
     values, keys, queries = split(b, given, x=n, b=keys_width, c=keys_width)
     step = b.add(
@@ -103,7 +108,15 @@ def mamba2(b: Builder, x: str, shape: MambaShape, norm: Normalize) -> str:
     op = LinearAttention(n_heads, shape.n_groups, shape.n_states, n // n_heads, "decay")
     y = b.add("scan", op, queries, keys, b.add("stepped", Multiply(), values, step), decay)
     y = b.add("skipped", Add(), y, b.add("skip", Scale(d), values))
-    y = b.add("gated", Multiply(), b.add("gate_activation", Activation("silu"), gate), y)
+    y = b.add("ssm_gated", Multiply(), b.add("ssm_gate_activation", Activation("silu"), gate), y)
     if b.has("ssm_norm"):
         y = norm(y, "ssm_norm", groups=shape.n_groups)
     return b.linear(y, "ssm_out", b.n_embd)
+
+
+def read_wkv_heads(b: Builder) -> int:
+    """Heads of RWKV's time mix."""
+    head_dim = b.hyper.integer("wkv.head_size", MAX_WIDTH)
+    if b.n_embd % head_dim:
+        raise b.hyper.error("wkv.head_size", f"is {head_dim}, which does not divide the width {b.n_embd}")
+    return b.n_embd // head_dim

@@ -72,6 +72,20 @@ class TensorTable:
         self.taken[name] = dataclasses.replace(self._take(name, shape), shape=(math.prod(shape),))
         return self._float(name)
 
+    def parts(self, name: str, n: int, *shape: int) -> tuple[str, ...]:
+        """Take a tensor as `n` equal parts of its rows, each of this shape and known as 'name[i]'."""
+        whole = self._model.tensors.get(name)
+        if whole is None or math.prod(whole.shape) != n * math.prod(shape) or whole.shape[-1] != shape[-1]:
+            self._take(name, (n, *shape))  # which says what is wrong
+        assert whole is not None
+        self.taken[name] = whole
+        nbytes = whole.nbytes // n
+        names = tuple(f"{name}[{i}]" for i in range(n))
+        for i, part in enumerate(names):
+            place = whole.offset + i * nbytes
+            self.taken[part] = dataclasses.replace(whole, name=part, offset=place, nbytes=nbytes, shape=shape)
+        return names
+
     def group_vector(self, name: str, groups: int, n: int) -> str:
         """Take a vector of `n` for every group of columns: one for all, or a row for each."""
         rows = self.has(name) and self.shape(name) == (groups, n)

@@ -105,6 +105,11 @@ def norm(name: str, isa: VectorIsa, shape: NormShape) -> tirx.PrimFunc:
 
 def mean_of(isa: VectorIsa, n: int, accumulate: Callable[[Expr, int, Expr], Expr]) -> Expr:
     """Mean over n columns of what `accumulate(column, lanes, sum so far)` adds."""
+    return sum_of(isa, n, accumulate) * const(1 / n, "float32")
+
+
+def sum_of(isa: VectorIsa, n: int, accumulate: Callable[[Expr, int, Expr], Expr]) -> Expr:
+    """The same without the division."""
     lanes = lanes_dividing(n, isa)
     parts = next(p for p in (4, 2, 1) if n % (p * lanes) == 0)
     sums = local("float32", parts * lanes)
@@ -116,4 +121,4 @@ def mean_of(isa: VectorIsa, n: int, accumulate: Callable[[Expr, int, Expr], Expr
     total = sums.load(0, lanes)
     for p in range(1, parts):
         total = total + sums.load(p * lanes, lanes)
-    return reduce(total, add) * const(1 / n, "float32")
+    return reduce(total, add)
