@@ -27,6 +27,6 @@ with Engine.from_plan(sys.argv[1]) as engine:
     print([engine.detokenize([int(token)]) for token in best])
 
 # Output:
-#   The quick brown fox jumps over the lazy dog.  perplexity 56
-#   Dog lazy the over jumps fox brown quick the.  perplexity 66059
+#   The quick brown fox jumps over the lazy dog.  perplexity 57
+#   Dog lazy the over jumps fox brown quick the.  perplexity 61349
 #   [' cold', ' cool', ' luke']
