@@ -6,10 +6,10 @@ import dataclasses
 
 from aircompile.graph import Operator
 from aircompile.lowering.calls import Pointer
-from aircompile.lowering.lowering import Lowering, lowers
-from aircompile.operators import Activation, Add, Bias, GatedActivation, Multiply, Scale, Slice
+from aircompile.lowering.lowering import Lowering, input_array, lowers
+from aircompile.operators import Activation, Add, Bias, GatedActivation, Multiply, Scale, ScaleByPosition, Slice
 from airkernels.cpu.elementwise import RowShape
-from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec
+from airschedules.specs import ActivationSpec, AddSpec, ElementwiseSpec, GatedSpec, MultiplySpec, PositionScaleSpec
 
 _CHUNK = 256
 """Columns per task: small enough to share one row between threads."""
@@ -66,6 +66,12 @@ def _scale(low: Lowering, operator: Operator, op: Scale) -> None:
     row = _with_vector(low, operator)
     spec = MultiplySpec(row, row.n // low.graph.weights[op.weight].shape[0])
     _emit(low, operator, spec, low.value(operator.inputs[0]), low.vector(op.weight))
+
+
+@lowers(ScaleByPosition)
+def _scale_by_position(low: Lowering, operator: Operator, op: ScaleByPosition) -> None:
+    spec = PositionScaleSpec(_row(low, operator), op.period, op.strength)
+    _emit(low, operator, spec, low.value(operator.inputs[0]), input_array("cells"))
 
 
 @lowers(Slice)
