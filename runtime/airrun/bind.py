@@ -115,11 +115,10 @@ class Binder:
         addresses: Addresses,
         row_numbers: int,
         experts: ExpertCache | None = None,
-        threads: int = 1,
     ) -> None:
         self._plan, self._library, self._weights, self._residency = plan, library, weights, residency
         self._addresses, self._row_numbers = addresses, row_numbers
-        self._experts, self._threads = experts, threads
+        self._experts = experts
         self._segments = residency.segments()
         self._pointers: dict[int, int] = {}
 
@@ -137,7 +136,7 @@ class Binder:
                 continue
             if self._experts is not None and i in needs:
                 weights = [weight for weight, _ in needs[i]]
-                bound.extend(self._fetch(self._experts, step, weights, 0, self._n_matrices(step)))
+                bound.append(self._fetch(self._experts, step, weights, 0, self._n_matrices(step)))
             bound.extend(self._step(step, streamed))
         packed = pack_calls([each.call for each in bound])
         steps = [each.step for each in bound]
@@ -187,14 +186,11 @@ class Binder:
         pointers = [self._pointer(operand) for operand in step.operands]
         for first in range(0, n, at_once):
             last = min(first + at_once, n)
-            yield from self._fetch(experts, step, [index], first, last)
+            yield self._fetch(experts, step, [index], first, last)
             yield _Bound(Call(kernel, pointers, 0, (last - first) * n_panels, True, first * n_panels), step, 0)
 
-    def _fetch(
-        self, experts: ExpertCache, step: Step, weights: Sequence[int], first: int, last: int
-    ) -> Iterator[_Bound]:
-        for call in experts.fetch(weights, self._pointer(step.operands[4]), first, last, self._threads):
-            yield _Bound(call, step, 0)
+    def _fetch(self, experts: ExpertCache, step: Step, weights: Sequence[int], first: int, last: int) -> _Bound:
+        return _Bound(experts.fetch(weights, self._pointer(step.operands[4]), first, last), step, 0)
 
     def _n_matrices(self, step: Step) -> int:
         return n_matrices(self._plan, self._plan.weights[step.operands[0].index])

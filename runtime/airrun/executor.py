@@ -90,8 +90,8 @@ class Executor:
             "scratch": [self._scratch.address],
         }
         self.experts = self._open_experts(sizes, load_mode)
-        row_numbers, threads = self._inputs.row_numbers, team.n_workers
-        binder = Binder(plan, library, weights, sizes.residency, addresses, row_numbers, self.experts, threads)
+        row_numbers = self._inputs.row_numbers
+        binder = Binder(plan, library, weights, sizes.residency, addresses, row_numbers, self.experts)
         self._programs = [binder.bind(program) for program in plan.programs]
         for program in self._programs:
             team.adopt(program.calls)
@@ -112,8 +112,8 @@ class Executor:
         """The cache of experts that are not kept."""
         if not sizes.residency.expert_slots:
             return None
-        tables, n, drop_cache = self._weights.expert_tables, self._team.n_workers, mode != "direct"
-        return ExpertCache(self.plan, self._library, self._files, sizes.residency, tables, n, drop_cache)
+        tables, residency = self._weights.expert_tables, sizes.residency
+        return ExpertCache(self.plan, self._library, self._files, residency, tables, drop_cache=mode != "direct")
 
     def _open_stream(self, sizes: Sizes, mode: LoadMode) -> StreamedReplay | None:
         """The stream of what is not kept. All programs use it in the same order, of which the plan was verified."""
@@ -218,10 +218,13 @@ class Executor:
 
     def metrics(self) -> dict[str, float]:
         """Seconds and tokens of what was done, and what was read of streamed weights."""
-        found = self.work | (self.experts.metrics() if self.experts is not None else {})
-        if self.streamed is None:
-            return found
-        return found | self.streamed.metrics(self.work["prefill_seconds"] + self.work["decode_seconds"])
+        running = self.work["prefill_seconds"] + self.work["decode_seconds"]
+        found = dict(self.work)
+        if self.experts is not None:
+            found |= self.experts.metrics(running)
+        if self.streamed is not None:
+            found |= self.streamed.metrics(running)
+        return found
 
     def close(self) -> None:
         """End the threads that read weights."""

@@ -96,10 +96,9 @@ class ExpertCache:
         files: WeightFiles,
         residency: Residency,
         tables: Sequence[int],
-        threads: int,
         drop_cache: bool,
     ) -> None:
-        self._plan, self._library, self._files = plan, library, files
+        self._library, self._files = library, files
         self._banks = banks_of(plan)
         self._numbers = {bank.weight: i for i, bank in enumerate(self._banks)}
         n_slots, readers = residency.expert_slots, plan.stream.readers
@@ -108,7 +107,7 @@ class ExpertCache:
         self._state = state = _State.from_buffer(self._memory.memory)
         self.address = self._memory.address
         self._pool = Region(n_slots * residency.expert_slot_nbytes, huge=True)
-        self._raw = Region((threads + readers) * raw_nbytes)
+        self._raw = Region(readers * raw_nbytes)
         self._places, self._jobs = Region(_PLACE_NBYTES * n_slots), Region(4 * n_slots)
         self._heat = Region(4 * sum(bank.n_experts for bank in self._banks))
         self._described = Region(ctypes.sizeof(_Bank) * len(self._banks))
@@ -132,7 +131,7 @@ class ExpertCache:
         self._demands: list[object] = []
         reader = library.function("air_expert_reader", ctypes.c_void_p, ctypes.c_int32)
         self._threads = [
-            threading.Thread(target=reader, args=(self.address, threads + i), name=f"airrun_expert-{i}", daemon=True)
+            threading.Thread(target=reader, args=(self.address, i), name=f"airrun_expert-{i}", daemon=True)
             for i in range(readers)
         ]
         for thread in self._threads:
@@ -145,18 +144,14 @@ class ExpertCache:
         """How many matrices of a bank can be there together."""
         return min(int(self._state.n_slots), self._banks[self._numbers[weight]].n_experts)
 
-    def fetch(self, weights: Sequence[int], order: int, first: int, last: int, threads: int) -> list[Call]:
-        """Calls after which those of experts [first, last) of some banks are there that have rows in an order."""
+    def fetch(self, weights: Sequence[int], order: int, first: int, last: int) -> Call:
+        """A call after which those of experts [first, last) of some banks are there that have rows in an order."""
         numbers = (ctypes.c_int32 * len(weights))(*(self._numbers[weight] for weight in weights))
         demand = ctypes.create_string_buffer(
             _DEMAND.pack(self.address, ctypes.addressof(numbers), len(weights), first, last, 0), _DEMAND.size
         )
         self._demands.append((numbers, demand))
-        choose, load = (self._library.address(f"air_experts_{name}") for name in ("choose", "load"))
-        return [
-            Call(choose, (ctypes.addressof(demand), order), 0, 1, sync=True),
-            Call(load, (self.address,), 0, threads, sync=True),
-        ]
+        return Call(self._library.address("air_experts_fetch"), (ctypes.addressof(demand), order), 0, 1, sync=True)
 
     def check(self) -> None:
         """Raise what went wrong with reading.
@@ -177,14 +172,15 @@ class ExpertCache:
         """Take all matrices for absent; not while anything runs."""
         self._library.function("air_experts_forget", ctypes.c_void_p)(self.address)
 
-    def metrics(self) -> dict[str, float]:
-        """How often a chosen matrix was there, what was read, and how long was waited for it."""
+    def metrics(self, running: float) -> dict[str, float]:
+        """How often a chosen matrix was there, what was read in `running` seconds, and how long was waited for it."""
         state = self._state
         uses = state.hits + state.misses
         return {
-            "expert_hit_rate": state.hits / uses if uses else 0.0,
+            "expert_hit_share": state.hits / uses if uses else 0.0,
             "expert_misses": state.misses,
             "expert_bytes": state.nbytes_read,
+            "expert_bytes_per_second": state.nbytes_read / running if running else 0.0,
             "expert_wait_seconds": state.waited_ns / 1e9,
         }
 

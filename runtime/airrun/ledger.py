@@ -240,7 +240,7 @@ class _Run:
             pinned=sum(_lines(t.nbytes) for t in plan.tensors if t.access == "pinned"),
             rows=sum(_lines(row_nbytes(plan, i) * max_tokens) for i in gathered(plan)),
             experts=residency.expert_slots * (residency.expert_slot_nbytes + _NBYTES_PER_EXPERT)
-            + (matrix_span_nbytes(plan) * (self.threads + plan.stream.readers) if residency.expert_slots else 0),
+            + (matrix_span_nbytes(plan) * plan.stream.readers if residency.expert_slots else 0),
             tables=_NBYTES_PER_CHUNK * len(plan.keep_order) if streams else 0,
             arena=plan.arena_nbytes * max_tokens,
             scratch=self.library.scratch_nbytes * self.threads,

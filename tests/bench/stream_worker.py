@@ -33,12 +33,15 @@ def air(
     seconds = time.perf_counter() - started
     after = engine.metrics()
     priced = replace(engine.plan, cost=replace(engine.plan.cost, disk_bytes_per_s=float(disk)))
-    waited = after.get("stalled_seconds", 0.0) - before.get("stalled_seconds", 0.0)
+    gained = {name: value - before[name] for name, value in after.items()}
+    waited = gained.get("stalled_seconds", 0.0) + gained.get("expert_wait_seconds", 0.0)
+    experts = gained.get("expert_bytes", 0.0)
     return {
         "tokens_per_second": int(tokens) / seconds,
         "first_token_seconds": first,
-        "streamed_per_pass": engine.sizes.residency.streamed_nbytes,
-        "bytes_per_second": (after.get("streamed_bytes", 0.0) - before.get("streamed_bytes", 0.0)) / seconds,
+        "streamed_per_pass": engine.sizes.residency.streamed_nbytes + int(experts / int(tokens)),
+        "bytes_per_second": (gained.get("streamed_bytes", 0.0) + experts) / seconds,
+        "expert_hit_share": after.get("expert_hit_share"),
         "stalled_share": waited / seconds,
         "predicted": predict(priced, sizes=engine.sizes).decode_tokens_per_second,
         "ledger": engine.sizes.total,

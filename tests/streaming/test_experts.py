@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from streamed_model import IDS, FaultyDisk, budget
 from tiny_model import shared_home, use_home, write_tiny
 
 from aircompile.cli import main
+from airrun import expert_cache
 from airrun.engine import Engine
 from airrun.errors import PlanError, WeightFileError
 from airrun.expert_banks import banks_of, chosen_nbytes, demands, least_slots
@@ -91,17 +93,17 @@ def test_only_what_was_chosen_and_missing_is_read(home: Path, plan: Plan) -> Non
     with cached(home, plan, 0.6) as engine:
         engine.session.eval([5])
         before = engine.metrics()
-        assert before["expert_misses"] == 3 * N_LAYERS * N_USED and before["expert_hit_rate"] == 0
+        assert before["expert_misses"] == 3 * N_LAYERS * N_USED and before["expert_hit_share"] == 0
         engine.reset()
         engine.session.eval([5])  # the same token at the same place chooses the same
         assert engine.metrics()["expert_misses"] == before["expert_misses"]
-        assert engine.metrics()["expert_hit_rate"] == 0.5
+        assert engine.metrics()["expert_hit_share"] == 0.5
         for token in IDS[:30]:
             engine.session.eval([token])
         found = engine.metrics()
         pages = 2 * 4096  # the first and the last are shared with neighbours
         assert found["expert_misses"] * size <= found["expert_bytes"] <= found["expert_misses"] * (size + pages)
-        uses = found["expert_misses"] / (1 - found["expert_hit_rate"])
+        uses = found["expert_misses"] / (1 - found["expert_hit_share"])
         assert round(uses) == 32 * 3 * N_LAYERS * N_USED
 
 
@@ -172,3 +174,19 @@ def test_banks_are_matrices_whose_chunks_they_are(plan: Plan) -> None:
     tensors = (*plan.tensors[:index], flat, *plan.tensors[index + 1 :])
     with pytest.raises(PlanError, match="is a bank of experts of shape"):
         verify(replace(plan, tensors=tensors))
+
+
+def test_a_disk_that_does_not_answer_is_an_error(
+    home: Path, plan: Plan, resident: Engine, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while; and if it answers at last, all is well again."""
+    monkeypatch.setattr(expert_cache, "TIMEOUT_S", 1)
+    with cached(home, plan, 0.3) as engine:
+        assert not engine.sizes.residency.streamed_nbytes
+        engine.session.eval([5])
+        disk.fail_next(before=lambda: time.sleep(3), after=4)  # after the rows of the embedding
+        with pytest.raises(WeightFileError, match="the disk did not answer"):
+            engine.session.eval(IDS[:3])
+        engine.reset()
+        time.sleep(2.5)
+        assert np.array_equal(engine.logits(IDS[:9]), resident.logits(IDS[:9]))

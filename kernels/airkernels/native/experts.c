@@ -1,8 +1,8 @@
 /* Banks of experts that do not fit in memory: a cache of their matrices, filled once a router has chosen.
  *
- * `air_experts_choose` finds what is missing, makes room where it will be missed least, and lists what must be read;
- * reader threads begin at once. `air_experts_load` helps them, and ends when everything is there. Which matrices a step
- * finds depends on what ran before, but never what is computed with them.
+ * `air_experts_fetch` finds what is missing, makes room where it will be missed least, has reader threads read it all
+ * together, and waits for them. Which matrices a step finds depends on what ran before, but never what is computed with
+ * them. Every wait is bounded: only readers wait for the disk itself.
  */
 #include "replay.h"
 #include "sys.h"
@@ -64,21 +64,57 @@ static int list(struct air_experts *c, struct air_bank *bank, const int32_t *sta
     return 1;
 }
 
-/* After a run that was cut short, readers may be at work still: takes back what they have not begun, and waits. */
-static void finish_round(struct air_experts *c) {
+/* After a run that was cut short, readers may be at work still: takes back what they have not begun, and waits; false if
+ * the disk does not answer. */
+static int finish_round(struct air_experts *c) {
     uint64_t work = LOAD(c->work);
     while (!__atomic_compare_exchange_n(&c->work, &work, work & ~(uint64_t)0xffffffffu, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {}
     int32_t begun = c->n_jobs - (int32_t)(uint32_t)work;
-    while (LOAD(c->done) < begun) air_relax();
+    if (LOAD(c->done) >= begun) return 1;
+    uint64_t started = air_nanoseconds();
+    for (int32_t done; (done = LOAD(c->done)) < begun; air_sleep(&c->done, done, &LOOK_AGAIN))
+        if (air_nanoseconds() - started > (uint64_t)c->timeout_s * 1000000000u) return 0;
+    c->n_jobs = c->done = 0;
+    return 1;
 }
 
-int32_t air_experts_choose(void *p0, void *p1, void *p2, void *p3, void *p4, void *p5, void *p6, void *p7,
-                           int32_t n_rows, int32_t begin, int32_t end, int32_t worker) {
+/* Where the run has failed, kernels go on to its end: they get something to read. */
+static void pretend(struct air_experts *c, const struct air_demand *demand, const int32_t *starts) {
+    for (int32_t b = 0; b < demand->n_banks; b++) {
+        struct air_bank *bank = &c->banks[demand->banks[b]];
+        for (int32_t e = demand->first; e < demand->last; e++)
+            if (is_chosen(starts, e) && bank->table[e] < 0) bank->table[e] = 0;
+    }
+}
+
+/* Waits until the jobs of this round are done. */
+static void await_jobs(struct air_experts *c) {
+    uint64_t started = air_nanoseconds();
+    for (int32_t i = 0, done; (done = LOAD(c->done)) < c->n_jobs; i++) {
+        if (i < SPINS)
+            air_relax();
+        else
+            air_sleep(&c->done, done, &LOOK_AGAIN);
+        if (air_nanoseconds() - started > (uint64_t)c->timeout_s * 1000000000u) {
+            const struct air_place *place = &c->places[c->jobs[0]];
+            air_fail(&c->failure, place->bank->first_chunk + place->expert, ERRNO_TIMEDOUT);
+            return;
+        }
+    }
+    ADD(c->waited_ns, air_nanoseconds() - started);
+}
+
+int32_t air_experts_fetch(void *p0, void *p1, void *p2, void *p3, void *p4, void *p5, void *p6, void *p7,
+                          int32_t n_rows, int32_t begin, int32_t end, int32_t worker) {
     (void)p2, (void)p3, (void)p4, (void)p5, (void)p6, (void)p7, (void)n_rows, (void)begin, (void)end, (void)worker;
     const struct air_demand *demand = p0;
     const int32_t *starts = p1;
     struct air_experts *c = demand->cache;
-    finish_round(c);
+    if (!finish_round(c)) {
+        air_fail(&c->failure, c->banks[demand->banks[0]].first_chunk, ERRNO_TIMEDOUT);
+        pretend(c, demand, starts);
+        return 0;
+    }
     c->round++;
     c->n_jobs = 0;
     STORE(c->done, 0);
@@ -88,9 +124,13 @@ int32_t air_experts_choose(void *p0, void *p1, void *p2, void *p3, void *p4, voi
         touch(c, &c->banks[demand->banks[b]], starts, demand->first, demand->last);
     for (int32_t b = 0; b < demand->n_banks; b++)
         enough &= list(c, &c->banks[demand->banks[b]], starts, demand->first, demand->last);
-    if (!enough) air_fail(&c->failure, 0, ERRNO_NOMEM);
+    if (!enough) air_fail(&c->failure, c->banks[demand->banks[0]].first_chunk, ERRNO_NOMEM);
     __atomic_store_n(&c->work, (uint64_t)(uint32_t)c->round << 32 | (uint32_t)c->n_jobs, __ATOMIC_SEQ_CST);
-    if (c->n_jobs) air_wake_all((volatile int32_t *)&c->work);
+    if (c->n_jobs) {
+        air_wake_all((volatile int32_t *)&c->work);
+        await_jobs(c);
+    }
+    if (LOAD(c->failure)) pretend(c, demand, starts);
     return 0;
 }
 
@@ -123,29 +163,6 @@ static int work(struct air_experts *c, char *raw) {
     return 1;
 }
 
-int32_t air_experts_load(void *p0, void *p1, void *p2, void *p3, void *p4, void *p5, void *p6, void *p7,
-                         int32_t n_rows, int32_t begin, int32_t end, int32_t worker) {
-    (void)p1, (void)p2, (void)p3, (void)p4, (void)p5, (void)p6, (void)p7, (void)n_rows, (void)begin, (void)end;
-    struct air_experts *c = p0;
-    char *raw = c->raw + worker * c->raw_nbytes;
-    uint64_t started = c->n_jobs ? air_nanoseconds() : 0;
-    while (work(c, raw)) {}
-    for (int i = 0;; i++) {
-        int32_t done = LOAD(c->done);
-        if (done == c->n_jobs) break;
-        if (i < SPINS)
-            air_relax();
-        else
-            air_sleep(&c->done, done, &LOOK_AGAIN);
-        if (air_nanoseconds() - started > (uint64_t)c->timeout_s * 1000000000u) {
-            air_fail(&c->failure, c->places[c->jobs[0]].bank->first_chunk, ERRNO_TIMEDOUT);
-            break;
-        }
-    }
-    if (c->n_jobs) ADD(c->waited_ns, air_nanoseconds() - started);
-    return 0;
-}
-
 void air_expert_reader(struct air_experts *c, int32_t buffer) {
     char *raw = c->raw + buffer * c->raw_nbytes;
     while (!LOAD(c->stop))
@@ -153,7 +170,7 @@ void air_expert_reader(struct air_experts *c, int32_t buffer) {
 }
 
 void air_experts_forget(struct air_experts *c) {
-    finish_round(c);
+    if (!finish_round(c)) return;
     for (int32_t i = 0; i < c->n_slots; i++) c->places[i].bank = NULL;
     for (int32_t b = 0; b < c->n_banks; b++)
         for (int32_t e = 0; e < c->banks[b].n_experts; e++) c->banks[b].table[e] = -1;

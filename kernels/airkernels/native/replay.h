@@ -147,7 +147,7 @@ struct air_experts {
     struct air_place *places;
     int32_t *jobs; /* slots to be filled in this round, in room for n_slots */
     char *pool;
-    char *raw; /* buffers of raw_nbytes, one for each worker and then for each reader */
+    char *raw; /* buffers of raw_nbytes, one for each reader */
     air_read read;
     int64_t slot_nbytes;
     int64_t raw_nbytes;
@@ -191,10 +191,8 @@ void air_stream_skip_tail(struct air_team *team);
 int32_t air_read_rows(void *table, void *ids, void *rows, void *, void *, void *, void *, void *, int32_t n_rows,
                       int32_t begin, int32_t end, int32_t worker);
 
-int32_t air_experts_choose(void *demand, void *starts, void *, void *, void *, void *, void *, void *, int32_t n_rows,
-                           int32_t begin, int32_t end, int32_t worker);
-int32_t air_experts_load(void *cache, void *, void *, void *, void *, void *, void *, void *, int32_t n_rows,
-                         int32_t begin, int32_t end, int32_t worker);
+int32_t air_experts_fetch(void *demand, void *starts, void *, void *, void *, void *, void *, void *, int32_t n_rows,
+                          int32_t begin, int32_t end, int32_t worker);
 void air_expert_reader(struct air_experts *cache, int32_t buffer);
 void air_experts_forget(struct air_experts *cache);
 void air_experts_stop(struct air_experts *cache);
