@@ -62,10 +62,11 @@ def test_same_logits_as_on_the_processor(plan: Path) -> None:
         want = cpu.logits(PROMPT)
         got = gpu.logits(PROMPT)
         one_by_one = [gpu.session.eval([token])[0].copy() for token in PROMPT[:3]]
-    # batches keep activations in half precision where the processor rounds them to two digits or one
-    scale = np.abs(want).max()
-    np.testing.assert_allclose(np.stack(one_by_one), want[:3], atol=2e-3 * scale)
-    np.testing.assert_allclose(got, want, atol=3e-2 * scale)
+    # Each side rounds activations by a rule of its own: the processor has a second digit where a group has an outlier,
+    # the GPU in all of some products, and batches on the GPU keep half precision.
+    atol = 3e-2 * np.abs(want).max()
+    np.testing.assert_allclose(np.stack(one_by_one), want[:3], atol=atol)
+    np.testing.assert_allclose(got, want, atol=atol)
 
 
 def test_same_text_as_on_the_processor(plan: Path) -> None:
