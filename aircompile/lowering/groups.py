@@ -5,7 +5,7 @@ from __future__ import annotations
 from aircompile.graph import Operator
 from aircompile.lowering.lowering import Lowering, lowers
 from aircompile.operators import GroupDot, GroupSlice
-from airschedules.group_specs import GroupDotSpec, GroupSliceSpec
+from airschedules.specs import GroupDotSpec, GroupSliceSpec
 
 
 @lowers(GroupDot)

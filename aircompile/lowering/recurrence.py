@@ -8,7 +8,7 @@ from aircompile.lowering.lowering import Lowering, input_array, lowers
 from aircompile.operators import CausalConvolution, LinearAttention, SelectiveScan, TokenShift
 from airkernels.cpu.linear_attention import LinearAttentionShape
 from airkernels.cpu.recurrence import ConvolutionShape, ScanShape
-from airschedules.recurrence_specs import ConvolutionSpec, LinearAttentionSpec, ScanSpec, TokenShiftSpec
+from airschedules.specs import ConvolutionSpec, LinearAttentionSpec, ScanSpec, TokenShiftSpec
 
 
 def _state(operator: Operator, first: int) -> dict[int, Pointer]:

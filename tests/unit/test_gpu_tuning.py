@@ -48,7 +48,7 @@ def test_a_record_wins_over_the_rules(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AIRCOMPILE_HOME", str(tmp_path / "other"))
     from airschedules.gpu import records
 
-    records._all_records.cache_clear()
+    records.STORE.forget()
     assert schedule_product(task, "sm_99") != config
 
 

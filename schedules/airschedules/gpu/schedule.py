@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from airkernels.triton.build import Binary, Constant, compile_kernel
+from airschedules.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,8 @@ _SHOWN = ("TOKENS", "ROWS", "TILE", "COLUMNS", "DEPTH", "BLOCKS", "SPLITS")
 
 
 @dataclass(frozen=True)
-class DeviceSpec:
-    """Base of kernel descriptions: equal ones are one kernel. `op`, `fmt` and `shape` are what people read."""
-
-    @property
-    def op(self) -> str:
-        return type(self).__name__.removesuffix("Spec").lower()
-
-    @property
-    def fmt(self) -> str:
-        return ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    @property
-    def symbol(self) -> str:
-        digest = hashlib.sha256(repr((self.op, astuple(self))).encode()).hexdigest()[:8]
-        parts = [self.op, self.fmt.lower(), "x".join(map(str, self.shape)), digest]
-        return "_".join(part for part in parts if part)
+class DeviceSpec(Spec):
+    """Base of kernels of the device."""
 
     def schedule(self, arch: str) -> DeviceSchedule:
         """The configuration for an architecture."""

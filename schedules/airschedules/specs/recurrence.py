@@ -8,7 +8,7 @@ from airkernels.cpu import linear_attention, recurrence
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.linear_attention import LinearAttentionShape
 from airkernels.cpu.recurrence import ConvolutionShape, ScanShape
-from airschedules.specs import KernelSpec, Program
+from airschedules.specs.kernel import KernelSpec, Program
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from airkernels.cpu import groups
 from airkernels.cpu.isa import VectorIsa
-from airschedules.specs import KernelSpec, Program
+from airschedules.specs.kernel import KernelSpec, Program
 
 
 @dataclass(frozen=True)
