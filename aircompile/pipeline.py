@@ -24,7 +24,8 @@ from airrun.paths import remember_weights
 from airrun.plan.container import content_digest, write_plan
 from airrun.plan.schema import Choice, Plan, Segment
 from airrun.profile import Profile
-from airrun.tokenizer import TokenizerSpec
+from airrun.tokenizer.metadata import spec_from_metadata
+from airrun.tokenizer.wire import spec_to_bytes
 
 GENERATOR = "aircompile 0.1.0"
 
@@ -98,7 +99,7 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
 
     report.phase("read the model")
     model = read_gguf(model_path)
-    tokenizer = TokenizerSpec.from_metadata(model.metadata).to_bytes()
+    tokenizer = spec_to_bytes(spec_from_metadata(model.metadata))
 
     report.phase("build the graph")
     graph = build_graph(model, options.ctx_size)

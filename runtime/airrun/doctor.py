@@ -141,7 +141,7 @@ def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str]:
     from airrun.cuda.driver import Device, available
     from airrun.cuda.programs import select_library
     from airrun.cuda.sizes import device_sizes
-    from airrun.plan.device import device_plan
+    from airrun.plan.read_device import device_plan
 
     part = device_plan(loaded)
     assert part is not None

@@ -150,9 +150,10 @@ class Engine:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from airrun.tokenizer import Tokenizer, TokenizerSpec
+        from airrun.tokenizer import Tokenizer
+        from airrun.tokenizer.wire import spec_from_bytes
 
-        return Tokenizer(TokenizerSpec.from_bytes(self.loaded.segment(self.plan.tokenizer)))
+        return Tokenizer(spec_from_bytes(self.loaded.segment(self.plan.tokenizer)))
 
     @cached_property
     def session(self) -> Session:

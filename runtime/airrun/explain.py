@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -197,14 +196,3 @@ def _step(plan: Plan, step: Step) -> dict[str, Any]:
         # a product with biases takes one call per member: a task is a panel
         "weight_nbytes": sum(step.tasks * w.panel_nbytes for w in weights),
     }
-
-
-def layer_ranges(layers: Sequence[int]) -> str:
-    """Layer numbers in words: ``0-3, 5``."""
-    found: list[list[int]] = []
-    for layer in layers:
-        if found and found[-1][-1] == layer - 1:
-            found[-1] = [found[-1][0], layer]
-        else:
-            found.append([layer])
-    return ", ".join("-".join(map(str, each)) for each in found)

@@ -7,7 +7,8 @@ from typing import Any
 
 from airrun.cuda.sizes import device_sizes
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import DevicePlan, device_plan
+from airrun.plan.device import DevicePlan
+from airrun.plan.read_device import device_plan
 
 _COUNTS = ("ctx_size", "parallel", "max_tokens", "kv_blocks")
 """Fields of the sizes that are no bytes."""

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from airrun.explain import layer_ranges
-
 Rows = Sequence[Sequence[str]]
 Table = Callable[[str, Sequence[str], Rows], None]
 
@@ -162,3 +160,14 @@ def _rich_table(title: str, header: Sequence[str], rows: Rows) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def layer_ranges(layers: Sequence[int]) -> str:
+    """Layer numbers in words: ``0-3, 5``."""
+    found: list[list[int]] = []
+    for layer in layers:
+        if found and found[-1][-1] == layer - 1:
+            found[-1] = [found[-1][0], layer]
+        else:
+            found.append([layer])
+    return ", ".join("-".join(map(str, each)) for each in found)

@@ -21,7 +21,9 @@ from typing import Any
 
 from tokenizer_vocabularies import Metadata, random_text, read_metadata, vocabularies, write_metadata
 
-from airrun.tokenizer import Tokenizer, TokenizerSpec
+from airrun.tokenizer import Tokenizer
+from airrun.tokenizer.metadata import spec_from_metadata
+from airrun.tokenizer.wire import spec_from_bytes, spec_to_bytes
 
 GOLDEN = Path(__file__).with_name("tokenizers.json")
 ZOO = Path(os.environ.get("AIR_ZOO", Path(__file__).resolve().parents[3] / "shared" / "zoo"))
@@ -76,7 +78,7 @@ def compare(peer: str, made: Iterator[tuple[str, Callable[[], Metadata]]], n: in
     total = 0
     for name, make in made:
         metadata = make()
-        tokenizer = Tokenizer(TokenizerSpec.from_bytes(TokenizerSpec.from_metadata(metadata).to_bytes()))
+        tokenizer = Tokenizer(spec_from_bytes(spec_to_bytes(spec_from_metadata(metadata))))
         rng = random.Random(f"{name} {seed}")
         cases = [(random_text(rng), rng.random() < 0.5, rng.random() < 0.5) for _ in range(n)]
         tokens = [tokenizer.spec.tokens.raw(rng.randrange(tokenizer.spec.n_tokens)) for _ in range(n // 4)]

@@ -16,9 +16,11 @@ from record_tokenizers import GOLDEN, ZOO
 from tokenizer_vocabularies import changed, read_metadata, vocabularies
 
 from airrun.errors import UnsupportedError
-from airrun.tokenizer import Tokenizer, TokenizerSpec
+from airrun.tokenizer import Tokenizer
+from airrun.tokenizer.metadata import spec_from_metadata
 from airrun.tokenizer.pretokenizers import PRE_TOKENIZERS
 from airrun.tokenizer.spec import MODEL_WPM
+from airrun.tokenizer.wire import spec_from_bytes, spec_to_bytes
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 FOLDERS = (ZOO / "vocab", Path(os.environ.get("AIR_LLAMA_CPP", "/nowhere"), "models"))
@@ -30,12 +32,12 @@ PRE = {name.removeprefix("pre "): ids for name, ids in IDS.items() if name.start
 
 @lru_cache(maxsize=len(FILES))
 def packed(path: Path) -> bytes:
-    return TokenizerSpec.from_metadata(read_metadata(path)).to_bytes()
+    return spec_to_bytes(spec_from_metadata(read_metadata(path)))
 
 
 @pytest.mark.parametrize("out", FILES.values(), ids=FILES.keys())
 def test_equals_llama_cpp(out: Path) -> None:
-    tokenizer = Tokenizer(TokenizerSpec.from_bytes(packed(out.with_suffix(""))))
+    tokenizer = Tokenizer(spec_from_bytes(packed(out.with_suffix(""))))
     texts = out.with_suffix(".inp").read_bytes().decode().split(SEPARATOR)
     lines = out.read_text().split("\n")[: len(texts)]
     assert len(texts) == len(lines) > 40
@@ -54,14 +56,14 @@ def test_the_golden_data_has_vocabularies(zoo: Path) -> None:
 def test_packed_size(zoo: Path, name: str, limit: int) -> None:
     data = packed(zoo / "vocab" / f"ggml-vocab-{name}.gguf")
     assert len(data) < limit
-    assert TokenizerSpec.from_bytes(data).to_bytes() == data
+    assert spec_to_bytes(spec_from_bytes(data)) == data
 
 
 def test_small_models_equal_llama_cpp(zoo: Path) -> None:
     checked = 0
     for golden in sorted((zoo / "models").glob("*/tokenizer_golden.json")):
         expected = json.loads(golden.read_text())
-        tokenizer = Tokenizer(TokenizerSpec.from_metadata(read_metadata(golden.with_name("model.gguf"))))
+        tokenizer = Tokenizer(spec_from_metadata(read_metadata(golden.with_name("model.gguf"))))
         for text, ids in zip(expected["texts"], expected["llama_cpp"], strict=True):
             assert tokenizer.encode(text) == ids, (golden.parent.name, text)
             checked += 1
@@ -75,7 +77,7 @@ def check(tokenizer: Tokenizer, name: str, expected: list[list[int]]) -> None:
 
 def test_every_pre_tokenizer_equals_llama_cpp(zoo: Path) -> None:
     # for words that are tokens are taken whole or merged, and white space is marked or not, one vocabulary will do
-    llama3 = TokenizerSpec.from_bytes(packed(zoo / "vocab" / "ggml-vocab-llama-bpe.gguf"))
+    llama3 = spec_from_bytes(packed(zoo / "vocab" / "ggml-vocab-llama-bpe.gguf"))
     assert PRE.keys() == PRE_TOKENIZERS.keys() - {"whitespace"}
     for kind in set(PRE_TOKENIZERS.values()):
         names = [name for name, other in PRE_TOKENIZERS.items() if other == kind and name in PRE]
@@ -89,13 +91,13 @@ def test_every_kind_equals_llama_cpp(zoo: Path) -> None:
     made = {name: make for name, make in vocabularies(zoo) if not name.startswith("pre ")}
     assert made.keys() | {f"pre {name}" for name in PRE} == IDS.keys()
     for name, make in made.items():
-        spec = TokenizerSpec.from_metadata(make())
-        check(Tokenizer(TokenizerSpec.from_bytes(spec.to_bytes())), name, IDS[name])
+        spec = spec_from_metadata(make())
+        check(Tokenizer(spec_from_bytes(spec_to_bytes(spec))), name, IDS[name])
 
 
 def test_unknown_kinds_are_named(zoo: Path) -> None:
     metadata = read_metadata(zoo / "vocab" / "ggml-vocab-bert-bge.gguf")
     with pytest.raises(UnsupportedError, match="'wordpiece2'.*supported are bert, gemma4, gpt2"):
-        TokenizerSpec.from_metadata(changed(metadata, model="wordpiece2"))
+        spec_from_metadata(changed(metadata, model="wordpiece2"))
     with pytest.raises(UnsupportedError, match="has no vocabulary"):
-        TokenizerSpec.from_metadata(changed(metadata, model="none"))
+        spec_from_metadata(changed(metadata, model="none"))

@@ -18,8 +18,8 @@ from airrun import isa, memory
 from airrun.cli import main
 from airrun.engine import Engine
 from airrun.errors import UsageError
-from airrun.explain import describe, layer_ranges
-from airrun.explain_text import size
+from airrun.explain import describe
+from airrun.explain_text import layer_ranges, size
 from airrun.ledger import sizes_of
 from airrun.plan.container import read_plan
 from airrun.predict import predict

@@ -13,7 +13,8 @@ from test_gpu_plan import build_plan
 
 from airrun.errors import PlanError
 from airrun.plan.container import LoadedPlan, read_plan
-from airrun.plan.device import DEVICE_CODEC, DevicePlan, device_plan
+from airrun.plan.device import DEVICE_CODEC, DevicePlan
+from airrun.plan.read_device import device_plan
 from airrun.plan.verify_device import verify_device
 
 

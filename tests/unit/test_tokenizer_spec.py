@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airrun.errors import AirError, ModelFileError, PlanError, UnsupportedError, UsageError
-from airrun.tokenizer import Tokenizer, TokenizerSpec
+from airrun.tokenizer import Tokenizer
 from airrun.tokenizer.byte_alphabet import CHAR_OF_BYTE
+from airrun.tokenizer.metadata import spec_from_metadata
+from airrun.tokenizer.wire import spec_from_bytes, spec_to_bytes
 
 HEADER = struct.Struct("<4sHHI")
 
@@ -60,7 +62,7 @@ THREE_TOKENS = {"tokens": ["a", "b", "c"], "token_type": [1, 1, 1], "bos_token_i
 
 
 def make(metadata: dict[str, Any]) -> Tokenizer:
-    return Tokenizer(TokenizerSpec.from_bytes(TokenizerSpec.from_metadata(metadata).to_bytes()))
+    return Tokenizer(spec_from_bytes(spec_to_bytes(spec_from_metadata(metadata))))
 
 
 def texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
@@ -154,9 +156,9 @@ def test_turn_ends_are_found_by_text() -> None:
 
 def test_strings_may_be_bytes_and_invalid_utf8() -> None:
     metadata = bpe_metadata()
-    plain = TokenizerSpec.from_metadata(metadata).to_bytes()
+    plain = spec_to_bytes(spec_from_metadata(metadata))
     as_bytes = {k: [t.encode() for t in v] if isinstance(v, list) else v for k, v in metadata.items()}
-    assert TokenizerSpec.from_metadata(as_bytes).to_bytes() == plain
+    assert spec_to_bytes(spec_from_metadata(as_bytes)) == plain
     tokens = [t.encode() for t in CHAR_OF_BYTE] + [b"\xff\xfe", b"ok"]
     tokenizer = make(bpe_metadata(tokens=tokens, token_type=[1] * 256 + [4, 4], bos_token_id=0, eos_token_id=0))
     assert tokenizer.token_bytes(256) == b"\xff\xfe"
@@ -197,7 +199,7 @@ def test_strings_may_be_bytes_and_invalid_utf8() -> None:
 )
 def test_bad_metadata(changes: dict[str, Any], error: type[AirError], message: str) -> None:
     with pytest.raises(error, match=message):
-        TokenizerSpec.from_metadata(bpe_metadata(**changes))
+        spec_from_metadata(bpe_metadata(**changes))
 
 
 def test_token_out_of_range() -> None:
@@ -207,7 +209,7 @@ def test_token_out_of_range() -> None:
 
 
 PACKED = [
-    TokenizerSpec.from_metadata(m).to_bytes()
+    spec_to_bytes(spec_from_metadata(m))
     for m in (
         bpe_metadata(),
         spm_metadata(),
@@ -234,7 +236,7 @@ def test_limits_of_packed_bytes() -> None:
     }
     for message, data in bad.items():
         with pytest.raises(PlanError, match=message.strip()):
-            TokenizerSpec.from_bytes(data)
+            spec_from_bytes(data)
 
 
 @settings(max_examples=300, deadline=None)
@@ -261,7 +263,7 @@ def test_mutated_bytes_give_only_clean_errors(data: st.DataObject) -> None:
             raw[at] = data.draw(st.sampled_from(b"0123456789"))
     mutated = HEADER.pack(magic, version, reserved, len(raw)) + zlib.compress(bytes(raw), 1)
     try:
-        tokenizer = Tokenizer(TokenizerSpec.from_bytes(mutated))
+        tokenizer = Tokenizer(spec_from_bytes(mutated))
         tokenizer.encode("hello wor\u00e9 ab <|im_end|>" + "hell" * 20)
         tokenizer.decode(range(tokenizer.spec.n_tokens))
     except AirError as error:

@@ -17,7 +17,8 @@ from airrun.engine import Engine
 from airrun.errors import PlanError
 from airrun.kv_cache import StatePool
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import DevicePlan, device_plan
+from airrun.plan.device import DevicePlan
+from airrun.plan.read_device import device_plan
 
 if TYPE_CHECKING:
     import numpy as np

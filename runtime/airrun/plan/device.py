@@ -8,7 +8,6 @@ geometry, rotary frequencies, constants and the tokenizer are those of the plan 
 from __future__ import annotations
 
 from airrun.plan.codec import Codec
-from airrun.plan.container import DEVICE_SEGMENT, LoadedPlan, has_device_plan
 from airrun.plan.schema import Buffer, Kernel, Operand
 from airrun.records import record
 
@@ -143,21 +142,3 @@ class DevicePlan:
 
 
 DEVICE_CODEC = Codec(DevicePlan, pooled=(Operand, Extent))
-
-
-def device_plan(loaded: LoadedPlan) -> DevicePlan | None:
-    """The GPU's part of a plan, checked; None if it has none.
-
-    Raises
-    ------
-    PlanError
-        A part that is damaged, of another version, or inconsistent.
-    """
-    from airrun.plan.verify_device import verify_device
-
-    if not has_device_plan(loaded.plan):
-        return None
-    number = [segment.name for segment in loaded.plan.segments].index(DEVICE_SEGMENT)
-    found = DEVICE_CODEC.loads(bytes(loaded.segment(number)))
-    verify_device(found, loaded.plan)
-    return found

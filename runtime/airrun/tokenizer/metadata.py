@@ -65,7 +65,21 @@ _WITHOUT_VOCABULARY = ("none", "no_vocab")
 
 
 def spec_from_metadata(metadata: Mapping[str, object]) -> TokenizerSpec:
-    """See `TokenizerSpec.from_metadata`."""
+    """Build a spec from the key/value pairs of a GGUF file.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Keys as in the file; values are str, int, float, bool, lists or numpy arrays. Strings may be bytes and
+        need not be valid UTF-8.
+
+    Raises
+    ------
+    ModelFileError
+        A key is missing, of the wrong type, or contradicts the vocabulary.
+    UnsupportedError
+        A tokenizer model or pre-tokenizer that is not implemented.
+    """
     kind = _text(metadata, _PREFIX + "model")
     if kind is None:
         raise ModelFileError(f"the file has no tokenizer: {_PREFIX}model is missing")

@@ -51,7 +51,7 @@ _FIM_NAMES: Final = frozenset(["prefix", "suffix", "middle", "pad", "repo", "sep
 
 
 def spec_to_bytes(spec: TokenizerSpec) -> bytes:
-    """See `TokenizerSpec.to_bytes`."""
+    """Serialize; the same spec gives the same bytes."""
     merges = spec.merges
     head = {
         "model": spec.model,
@@ -95,7 +95,13 @@ def spec_to_bytes(spec: TokenizerSpec) -> bytes:
 
 
 def spec_from_bytes(data: bytes | memoryview) -> TokenizerSpec:
-    """See `TokenizerSpec.from_bytes`."""
+    """Inverse of `spec_to_bytes`, safe on any input.
+
+    Raises
+    ------
+    PlanError
+        The bytes are damaged, too large or of a newer version.
+    """
     cursor = _Cursor(_decompress(memoryview(data)))
     head = _Head(cursor.take(struct.unpack("<I", cursor.take(4))[0]))
     model, pre = head.text("model"), head.text("pre")
