@@ -18,11 +18,11 @@ from airkernels.cpu.cache import BLOCK_CELLS
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
-from airrun.isa import LEVELS
+from airrun.machine.isa import LEVELS
+from airrun.machine.profile import Disk
 from airrun.plan import schema
 from airrun.plan.chunks import n_chunks
 from airrun.plan.fingerprint import fingerprint
-from airrun.profile import Disk
 from airschedules.specs import KernelSpec
 
 CONSTANTS, TOKENIZER, FIRST_LIBRARY = 0, 1, 2

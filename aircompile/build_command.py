@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airrun.commands.explain_text import size
+from airrun.commands.options import OptionParser
 from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
-from airrun.explain_text import size
 from airrun.ledger import MAX_THREADS, sizes_of
-from airrun.options import OptionParser
+from airrun.machine.probe import probe
+from airrun.machine.profile import Profile, parse_bytes
 from airrun.predict import predict
-from airrun.probe import probe
-from airrun.profile import Profile, parse_bytes
 from airschedules.targets import HOST, load_target
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from airrun.commands.options import OptionParser
 from airrun.errors import AirError
-from airrun.options import OptionParser
 
 _DESCRIPTION = """\
 Compile a language model for a machine: reads a GGUF file, writes a plan that airrun replays."""
@@ -86,13 +86,13 @@ def _build(args: Namespace) -> int:
 
 
 def _explain_arguments(parser: OptionParser) -> None:
-    from airrun.explain import add_arguments
+    from airrun.commands.explain import add_arguments
 
     add_arguments(parser)
 
 
 def _explain(args: Namespace) -> int:
-    from airrun.explain import run
+    from airrun.commands.explain import run
 
     return run(args)
 
@@ -103,7 +103,7 @@ def _no_arguments(parser: OptionParser) -> None:
 
 def _targets(args: Namespace) -> int:
     """Print the profiles that `--target` knows by name."""
-    from airrun.explain_text import show_table, size
+    from airrun.commands.explain_text import show_table, size
     from airschedules.targets import list_targets, load_target
 
     rows = []
@@ -119,13 +119,13 @@ def _targets(args: Namespace) -> int:
 
 
 def _probe_arguments(parser: OptionParser) -> None:
-    from airrun.probe import add_arguments
+    from airrun.commands.probe import add_arguments
 
     add_arguments(parser)
 
 
 def _probe(args: Namespace) -> int:
-    from airrun.probe import run
+    from airrun.commands.probe import run
 
     return run(args)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from aircompile.lowering import Call, Lowering, Phase
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
+from airrun.machine.profile import Profile
 from airrun.plan.schema import PANEL_ROWS, Cost
 from airrun.predict import CONTEXT
-from airrun.profile import Profile
 from airschedules.calibration import Calibration, load_calibration
 from airschedules.specs import AttentionSpec, ExpertMatmulSpec, HeadMatmulSpec, MatmulSpec, RopeStoreSpec
 

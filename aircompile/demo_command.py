@@ -9,9 +9,9 @@ import time
 from aircompile.build_command import require_compiler
 from aircompile.demo import fetch_smollm2
 from airrun.autobuild import plan_for
-from airrun.completion import format_metrics
+from airrun.commands.completion import format_metrics
 from airrun.engine import Engine
-from airrun.generate import GenerateConfig
+from airrun.generation.generate import GenerateConfig
 
 PROMPT = "The capital of France is"
 TOKENS = 48

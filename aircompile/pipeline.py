@@ -20,10 +20,10 @@ from airkernels.cpu.isa import ISAS, VectorIsa
 from airrun.built_here import remember_plan
 from airrun.errors import UsageError
 from airrun.ledger import sizes_of
+from airrun.machine.profile import Profile
 from airrun.paths import remember_weights
 from airrun.plan.container import content_digest, write_plan
 from airrun.plan.schema import Choice, Plan, Segment
-from airrun.profile import Profile
 from airrun.tokenizer.metadata import spec_from_metadata
 from airrun.tokenizer.wire import spec_to_bytes
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from aircompile.lowering import Lowering, Phase
 from aircompile.operators import ExpertMatMul
+from airrun.machine.profile import Disk
 from airrun.plan.schema import Stream
-from airrun.profile import Disk
 
 _CHUNK_NBYTES = 4 << 20
 _READERS = 2

@@ -6,8 +6,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from airrun.commands.options import OptionParser
 from airrun.errors import UsageError
-from airrun.options import OptionParser
 from airschedules.targets import load_target
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from airkernels.cpu.isa import VectorIsa
 from airrun.errors import UsageError
-from airrun.isa import missing
+from airrun.machine.isa import missing
 from airschedules.records import add_records, find_record
 from airschedules.specs import KernelSpec, MatmulSpec
 from airschedules.tuner import Progress, tune_matmuls

@@ -6,7 +6,7 @@ python examples/batch.py smol.plan.bin
 import sys
 
 from airrun import Engine
-from airrun.batch import Batch
+from airrun.replay.batch import Batch
 
 PROMPTS = ("1, 2, 3, 4, 5,", "a, b, c, d, e,", "Monday, Tuesday, Wednesday,")
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airrun.engine import Engine
     from airrun.errors import AirError
-    from airrun.generate import GenerateConfig
+    from airrun.generation.generate import GenerateConfig
 
 __version__ = "0.1.0"
 __all__ = ["AirError", "Engine", "GenerateConfig", "__version__"]
 
-_HOMES = {"AirError": "airrun.errors", "Engine": "airrun.engine", "GenerateConfig": "airrun.generate"}
+_HOMES = {"AirError": "airrun.errors", "Engine": "airrun.engine", "GenerateConfig": "airrun.generation.generate"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from airrun import __version__
 from airrun.errors import AirError, ModelFileError, PlanError, UsageError
-from airrun.isa import host_levels, machine
+from airrun.machine.isa import host_levels, machine
 from airrun.paths import cache_dir, ensure_dir
 from airrun.plan.container import read_plan
 from airrun.plan.fingerprint import matches

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from airrun.commands.options import OPTIONS, OptionParser
 from airrun.errors import AirError, UsageError
-from airrun.options import OPTIONS, OptionParser
 
 COMMANDS = {
     "bench": "measure prefill and decode speed of a plan",
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if args and args[0] in COMMANDS:
-        module = import_module(f"airrun.{args[0]}")
+        module = import_module(f"airrun.commands.{args[0]}")
         parser = OptionParser(f"airrun {args[0]}", description=COMMANDS[args[0]])
         module.add_arguments(parser)
         return int(module.run(parser.parse_args(args[1:])))
@@ -85,7 +85,7 @@ def _run(args: list[str]) -> int:
 
     if hasattr(sys.stdout, "reconfigure"):  # not where a test or a notebook has replaced it
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    from airrun import completion
+    from airrun.commands import completion
 
     try:
         config = completion.make_config(parsed)

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airrun.ledger import Sizes, sizes_of
-from airrun.loading import Loading
-from airrun.native import Library, Team
 from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
-from airrun.weight_files import LoadMode, WeightFiles
-from airrun.weights import Weights
+from airrun.replay.native import Library, Team
+from airrun.weights.files import LoadMode, WeightFiles
+from airrun.weights.loading import Loading
+from airrun.weights.resident import Weights
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from airrun.batch import Batch
-    from airrun.generate import GenerateConfig
-    from airrun.kv_cache import SequenceMemory
+    from airrun.generation.generate import GenerateConfig
+    from airrun.replay.batch import Batch
+    from airrun.replay.kv_cache import SequenceMemory
     from airrun.session import Session
     from airrun.tokenizer import Tokenizer
 
@@ -68,8 +68,8 @@ class Engine:
         self._team = Team(library, sizes.threads, sizes.panels // sizes.threads)
         self._loading = Loading(weights, self._files, self._team, self.load_mode, keep_maps=self.streams)
 
-        from airrun.executor import Executor
-        from airrun.kv_cache import BlockPool, StatePool
+        from airrun.replay.executor import Executor
+        from airrun.replay.kv_cache import BlockPool, StatePool
 
         self.pool = BlockPool(plan.kv, sizes.kv_blocks)
         self.states = StatePool(plan.states, sizes.state_slots)
@@ -135,7 +135,7 @@ class Engine:
             if engine is not None:
                 return engine
         if isinstance(ram, str):
-            from airrun.profile import parse_bytes
+            from airrun.machine.profile import parse_bytes
 
             ram = parse_bytes(ram)
         sizes = sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel, ram=ram)
@@ -208,7 +208,7 @@ class Engine:
 
     def stream(self, prompt: str | Sequence[int], config: GenerateConfig | None = None) -> Iterator[str]:
         """The continuation of a prompt, piece by piece, on the default session."""
-        from airrun.generate import GenerateConfig, stream_text
+        from airrun.generation.generate import GenerateConfig, stream_text
 
         return stream_text(self.session, prompt, config or GenerateConfig())
 
@@ -217,8 +217,8 @@ class Engine:
 
         The engine must have been opened with `parallel` of at least their number.
         """
-        from airrun.generate import GenerateConfig
-        from airrun.parallel import generate_many
+        from airrun.generation.generate import GenerateConfig
+        from airrun.generation.parallel import generate_many
 
         return generate_many(self, prompts, config or GenerateConfig())
 

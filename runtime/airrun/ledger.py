@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from airrun.errors import BudgetError, UsageError
-from airrun.isa import select_level
+from airrun.machine.isa import select_level
 from airrun.plan.schema import INPUTS, KvCache, Library, Plan
-from airrun.residency import Residency, keep, matrix_span_nbytes, nothing_kept, resident
+from airrun.weights.residency import Residency, keep, matrix_span_nbytes, nothing_kept, resident
 
 MAX_THREADS = 1024
 
@@ -205,7 +205,7 @@ def sizes_of(
 
 def _available(whole: Sizes) -> int | None:
     """The budget where none was given: None if everything fits what is free."""
-    from airrun.machine import available_ram
+    from airrun.machine.system import available_ram
 
     available = available_ram()
     # a context may never fill, so that its cache alone is no reason to stream

@@ -25,6 +25,11 @@ def cache_dir() -> Path:
     return base / "aircompile"
 
 
+def host_profile_path() -> Path:
+    """Where `probe` leaves the profile of this machine unless told otherwise."""
+    return cache_dir() / "host.toml"
+
+
 def ensure_dir(folder: Path) -> Path:
     """Create a folder and its parents; UsageError naming it where that fails."""
     try:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from airrun.errors import AirError
 from airrun.ledger import Sizes
+from airrun.machine.profile import load_profile
+from airrun.paths import host_profile_path
 from airrun.plan.schema import Cost, Plan
-from airrun.probe import host_profile_path
-from airrun.profile import load_profile
 
 CONTEXT = 128
 """Tokens already in the cache where nothing else is said."""

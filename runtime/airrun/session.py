@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from airrun.batch import Batch, BatchSequence
 from airrun.errors import UsageError
-from airrun.kv_cache import SequenceMemory
+from airrun.replay.batch import Batch, BatchSequence
+from airrun.replay.kv_cache import SequenceMemory
 
 if TYPE_CHECKING:
     import numpy.typing as npt

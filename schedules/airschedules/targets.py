@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from airrun.errors import UsageError
-from airrun.machine import detect
-from airrun.probe import host_profile_path
-from airrun.profile import Profile, load_profile
+from airrun.machine.profile import Profile, load_profile
+from airrun.machine.system import detect
+from airrun.paths import host_profile_path
 
 HOST = "host"
 _FOLDER = Path(__file__).parent / "profiles"

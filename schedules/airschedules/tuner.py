@@ -23,7 +23,7 @@ from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.matmul_int import MatmulSchedule, MatmulShape, matmul_int, scratch_nbytes
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS, BlockFormat
-from airrun.memory import Region
+from airrun.replay.memory import Region
 from airschedules.records import MatmulTask, Record
 from airschedules.rules import MATMUL_RULES, tuned
 

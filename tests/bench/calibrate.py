@@ -22,8 +22,8 @@ import numpy as np
 
 from aircompile.pipeline import BuildOptions, build
 from airrun.engine import Engine
-from airrun.isa import LEVELS, missing
-from airrun.machine import cpu_name, detect
+from airrun.machine.isa import LEVELS, missing
+from airrun.machine.system import cpu_name, detect
 from airrun.plan.schema import PANEL_ROWS, Kernel, Step
 
 FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")

@@ -33,10 +33,10 @@ from airkernels.cpu.isa import ISAS, PANEL, VectorIsa
 from airkernels.cpu.matmul_int import MatmulShape
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS, BlockFormat
-from airrun.machine import detect
-from airrun.memory import Region
-from airrun.native import Call, Library, Team, pack_calls
+from airrun.machine.system import detect
 from airrun.plan.blocks import BLOCKS
+from airrun.replay.memory import Region
+from airrun.replay.native import Call, Library, Team, pack_calls
 from airschedules.specs import MatmulSpec, PackSpec, QuantizeSpec
 
 N_TOKENS = 512

@@ -18,9 +18,9 @@ from pathlib import Path
 from workers import Worker
 
 from aircompile.pipeline import BuildOptions, build
+from airrun.machine.probe import probe
+from airrun.machine.profile import Profile
 from airrun.predict import CONTEXT, predict
-from airrun.probe import probe
-from airrun.profile import Profile
 
 DECODED = 32
 PROMPT = 512

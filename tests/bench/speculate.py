@@ -17,7 +17,7 @@ from pathlib import Path
 from vs_llama_cpp import build
 
 from airrun import Engine, GenerateConfig
-from airrun.generate import GenerateResult, generate_tokens
+from airrun.generation.generate import GenerateResult, generate_tokens
 
 _STORY = """The lighthouse at Cape Marrow was built in 1871 by Thomas Ardley, a mason from Hull. It is 38 metres tall,
 and its lamp could be seen from a distance of 22 nautical miles. In the winter of 1893 the keeper, Edwin Sloane, rowed

@@ -28,8 +28,8 @@ from typing import Any
 
 from cgroup import MemoryGroup
 
+from airrun.machine.profile import parse_bytes
 from airrun.plan.container import read_plan
-from airrun.profile import parse_bytes
 
 _HERE = Path(__file__).parent
 _READ_NBYTES, _PAGE = 16 << 20, 4096
@@ -161,7 +161,7 @@ def limited(command: list[str], limit: int) -> tuple[dict[str, Any], int]:
 
 
 def show(model: Path, rows: list[Row]) -> None:
-    from airrun.explain_text import show_table
+    from airrun.commands.explain_text import show_table
 
     header = ["budget", "peak", "read per token", "disk", "decode", "of the limit", "stalled", "predicted", "llama.cpp"]
     table = []

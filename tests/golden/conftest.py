@@ -11,7 +11,7 @@ from measures import OpenEngine
 
 from aircompile.pipeline import BuildOptions, build
 from airrun.engine import Engine
-from airrun.machine import detect
+from airrun.machine.system import detect
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aircompile.pipeline import BuildOptions, build
-from airrun.profile import Cpu, Profile
+from airrun.machine.profile import Cpu, Profile
 
 PLAN = Path(__file__).with_name("llama.v2.plan.bin")
 MODEL = Path("models", "llama", "model.gguf")

@@ -11,8 +11,8 @@ import pytest
 from measures import Logits, OpenEngine, divergence, same_bits
 from zoo_folder import zoo_folder
 
-from airrun.batch import Batch
 from airrun.engine import Engine
+from airrun.replay.batch import Batch
 
 SAMPLE = ["Q4_1", "Q4_K_M", "pure_q5_0", "pure_q2_K", "pure_iq4_xs", "pure_mxfp4", "pure_iq1_m", "pure_iq2_xs"]
 """Quantized models that are always tested, one of every kind of format; the others are slow tests."""

@@ -9,10 +9,10 @@ import pytest
 from measures import OpenEngine, same_bits
 from zoo_folder import zoo_folder
 
-from airrun.batch import Batch
 from airrun.engine import Engine
 from airrun.errors import UsageError
-from airrun.generate import GenerateConfig, GenerateResult, generate_tokens
+from airrun.generation.generate import GenerateConfig, GenerateResult, generate_tokens
+from airrun.replay.batch import Batch
 from airrun.session_file import load_session, save_session
 
 ZOO = zoo_folder() / "models"

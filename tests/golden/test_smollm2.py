@@ -13,8 +13,8 @@ from measures import Logits, OpenEngine, argmax_where_clear, divergence, log_sof
 from aircompile.demo import fetch_smollm2
 from airrun.engine import Engine
 from airrun.errors import ModelFileError
-from airrun.generate import GenerateConfig, GenerateResult, generate_tokens
-from airrun.speculate import PassTimes
+from airrun.generation.generate import GenerateConfig, GenerateResult, generate_tokens
+from airrun.generation.speculate import PassTimes
 
 CHUNK = 512
 EXACT_PERPLEXITY = 15.232

@@ -10,7 +10,7 @@ import pytest
 
 from aircompile.pipeline import BuildOptions, build
 from airrun import AirError, Engine
-from airrun.machine import detect
+from airrun.machine.system import detect
 
 
 def split(source: Path, folder: Path, tensors_per_file: int) -> list[Path]:

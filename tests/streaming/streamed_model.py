@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airrun import expert_cache, stream, weights
 from airrun.engine import Engine
 from airrun.errors import BudgetError
 from airrun.ledger import sizes_of
 from airrun.plan.chunks import n_chunks
 from airrun.plan.container import encode_plan, read_plan
 from airrun.plan.schema import Plan, Stream
+from airrun.weights import expert_cache, resident, stream
 
 IDS = [3 + (7 * i + i * i) % 250 for i in range(60)]
 Open = Callable[..., Engine]
@@ -75,7 +75,7 @@ class FaultyDisk:
         kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64)
         self._function = kind(read)
         address = ctypes.cast(self._function, ctypes.c_void_p).value
-        for module in (stream, weights, expert_cache):
+        for module in (stream, resident, expert_cache):
             patch.setattr(module, "read_function", lambda _library: address)
 
     def fail_next(self, result: int = 0, before: Callable[[], object] = lambda: None, after: int = 1) -> None:

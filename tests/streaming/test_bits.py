@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from streamed_model import IDS, Open
 
-from airrun.batch import Batch
 from airrun.engine import Engine
 from airrun.errors import BudgetError
-from airrun.generate import GenerateConfig, generate_tokens
+from airrun.generation.generate import GenerateConfig, generate_tokens
+from airrun.generation.speculate import PassTimes
 from airrun.plan.container import read_plan
-from airrun.residency import span_of
-from airrun.speculate import PassTimes
+from airrun.replay.batch import Batch
+from airrun.weights.residency import span_of
 
 
 @pytest.mark.parametrize(

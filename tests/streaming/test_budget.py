@@ -16,11 +16,11 @@ from aircompile.cli import main
 from aircompile.stream_plan import chunk_panels, keep_order, stream
 from airrun.engine import Engine
 from airrun.errors import BudgetError
-from airrun.generate import GenerateConfig
+from airrun.generation.generate import GenerateConfig
 from airrun.ledger import sizes_of
+from airrun.machine.profile import Disk
 from airrun.plan.schema import Plan, Segment, Stream
 from airrun.predict import predict
-from airrun.profile import Disk
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from cgroup import MemoryGroup
@@ -72,10 +72,10 @@ def test_less_memory_than_the_model_streams_it(monkeypatch: pytest.MonkeyPatch) 
     """Without a budget, what is available decides."""
     plan = big_plan()
     whole = sizes_of(plan, library=plan.libraries[0], ctx_size=32)
-    monkeypatch.setattr("airrun.machine.available_ram", lambda: whole.total - whole.kv - 1)
+    monkeypatch.setattr("airrun.machine.system.available_ram", lambda: whole.total - whole.kv - 1)
     sizes = sizes_of(plan, library=plan.libraries[0], ctx_size=32)
     assert sizes.residency.streams and sizes.total <= 0.9 * whole.total
-    monkeypatch.setattr("airrun.machine.available_ram", lambda: whole.total - whole.kv)
+    monkeypatch.setattr("airrun.machine.system.available_ram", lambda: whole.total - whole.kv)
     assert not sizes_of(plan, library=plan.libraries[0], ctx_size=32).residency.streams
 
 
@@ -117,7 +117,7 @@ def test_what_is_streamed_bounds_the_predicted_speed() -> None:
 RUN = """
 import sys
 from airrun.engine import Engine
-from airrun.generate import GenerateConfig
+from airrun.generation.generate import GenerateConfig
 engine = Engine.from_plan(sys.argv[1], ram=sys.argv[2])
 assert engine.streams
 engine.session.eval([5] * 100)

@@ -15,13 +15,13 @@ from streamed_model import IDS, FaultyDisk, budget
 from tiny_model import shared_home, use_home, write_tiny
 
 from aircompile.cli import main
-from airrun import expert_cache
 from airrun.engine import Engine
 from airrun.errors import PlanError, WeightFileError
-from airrun.expert_banks import banks_of, chosen_nbytes, demands, least_slots
 from airrun.plan.container import read_plan
 from airrun.plan.schema import Operand, Plan
 from airrun.plan.verify import verify
+from airrun.weights import expert_cache
+from airrun.weights.expert_banks import banks_of, chosen_nbytes, demands, least_slots
 
 N_LAYERS, N_EXPERTS, N_USED = 3, 12, 2
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from streamed_model import IDS, FaultyDisk, Open, budget, rechunked
 
-from airrun import stream, weight_files
 from airrun.engine import Engine
 from airrun.errors import PlanError, UsageError, WeightFileError
 from airrun.plan.container import read_plan
+from airrun.weights import files, stream
 
 PROMPT = IDS[:9]
 
@@ -152,7 +152,7 @@ def test_a_file_system_without_direct_reads(
             raise OSError(errno.EINVAL, "Invalid argument", str(path))
         return real(path, flags, *rest)
 
-    monkeypatch.setattr(weight_files.os, "open", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     engine = open_streamed(0.3)
     assert engine.load_mode == "buffered"
     assert np.array_equal(engine.logits(PROMPT), resident.logits(PROMPT))

@@ -7,8 +7,8 @@ from streamed_model import Open
 
 from airrun.engine import Engine
 from airrun.errors import UsageError
-from airrun.generate import GenerateConfig, TextStream
-from airrun.parallel import ParallelStream, generate_many
+from airrun.generation.generate import GenerateConfig, TextStream
+from airrun.generation.parallel import ParallelStream, generate_many
 
 PROMPTS = ["abba", "b", "a long prompt that takes more than one batch of the plan that is used here", "ab"]
 

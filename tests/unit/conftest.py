@@ -9,8 +9,8 @@ import pytest
 from cli_command import Command
 from tiny_model import shared_home, tiny_plan, use_home
 
+from airrun.commands.options import OPTIONS
 from airrun.engine import Engine
-from airrun.options import OPTIONS
 
 
 @pytest.fixture

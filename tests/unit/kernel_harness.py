@@ -19,7 +19,7 @@ from block_samples import decoded, ordinary_blocks
 import airkernels
 from airkernels.cpu.activations import QuantizedRow
 from airkernels.cpu.isa import ISAS, VectorIsa
-from airrun.isa import host_levels
+from airrun.machine.isa import host_levels
 from airrun.plan.blocks import BLOCKS
 
 Array = npt.NDArray[Any]

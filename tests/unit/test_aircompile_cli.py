@@ -18,9 +18,9 @@ import airrun
 from aircompile import cli, demo_command
 from aircompile.progress import BarReport
 from airrun import cli as airrun_cli
-from airrun import probe
 from airrun.built_here import was_built_here
-from airrun.isa import host_levels
+from airrun.machine import probe
+from airrun.machine.isa import host_levels
 from airrun.plan.container import read_plan
 from airschedules.targets import list_targets
 

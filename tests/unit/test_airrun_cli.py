@@ -12,8 +12,8 @@ from cli_command import CHATML_TEMPLATE, Command
 from fake_engine import BOS, FakeEngine, answering, continuing
 
 import airrun
-from airrun.completion import format_metrics, make_config
-from airrun.options import OPTIONS, OptionParser
+from airrun.commands.completion import format_metrics, make_config
+from airrun.commands.options import OPTIONS, OptionParser
 
 
 def test_stdout_is_the_generated_text_and_nothing_else(airrun_command: Command, tmp_path: Path) -> None:
@@ -223,10 +223,10 @@ def test_subcommands_are_dispatched(airrun_command: Command, monkeypatch: pytest
         seen.append(args)
         return 3
 
-    module = ModuleType("airrun.bench")
+    module = ModuleType("airrun.commands.bench")
     module.add_arguments = lambda parser: parser.add_options(["model", "threads"])  # type: ignore[attr-defined]
     module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "airrun.bench", module)
+    monkeypatch.setitem(sys.modules, "airrun.commands.bench", module)
     monkeypatch.setenv("AIR_ARG_MODEL", "w")
     assert airrun_command("bench", "-t", "4")[0] == 3
     assert (seen[0].threads, seen[0].model) == (4, ["w"])

@@ -84,7 +84,7 @@ def test_starting_is_cheap() -> None:
         took = time.process_time() - start
         for name in ("jinja2", "tokenizers", "numpy.random", "ssl", "importlib.metadata"):
             assert name not in sys.modules, name
-        import airrun.completion
+        import airrun.commands.completion
         for name in ("jinja2", "tokenizers", "numpy.random", "secrets"):
             assert name not in sys.modules, name
         print(took)
@@ -96,7 +96,7 @@ def test_starting_is_cheap() -> None:
 
 
 def test_the_package_exports_lazily() -> None:
-    from airrun.generate import GenerateConfig
+    from airrun.generation.generate import GenerateConfig
 
     assert airrun.GenerateConfig is GenerateConfig
     assert airrun.AirError.__module__ == "airrun.errors"

@@ -13,7 +13,7 @@ from aircompile.operators import Dispatch, ExpertMatMul, Quantize, Route, SumExp
 from aircompile.passes import run_passes
 from aircompile.passes.options import PassOptions
 from airrun.errors import ModelFileError, UnsupportedError
-from airrun.profile import Profile
+from airrun.machine.profile import Profile
 
 N = 4
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from tiny_model import shared_home, tiny_plan, use_home, write_tiny
 
-from airrun import autobuild, built_here, opening
+from airrun import autobuild, built_here
 from airrun.autobuild import plan_for
 from airrun.built_here import claimed_digest, remember_plan, was_built_here
+from airrun.commands import opening
 from airrun.engine import Engine
 from airrun.errors import AirError, ModelFileError, PlanError, UsageError
-from airrun.generate import GenerateConfig
+from airrun.generation.generate import GenerateConfig
 from airrun.plan.container import read_plan
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from tiny_model import N_CTX, shared_home, tiny_plan, use_home
 
-from airrun import bench, cli
+from airrun import cli
+from airrun.commands import bench
 from airrun.engine import Engine
 from airrun.errors import PlanError
-from airrun.machine import available_ram
-from airrun.native import Library
+from airrun.machine.system import available_ram
+from airrun.replay.native import Library
 from airrun.session import Session
 
 RATES = ("prefill_tokens_per_second", "decode_tokens_per_second")
@@ -139,8 +140,9 @@ def test_the_buffer_of_the_probe_is_not_in_the_peak(plan: str) -> None:
         pytest.skip("too little memory for the buffer")
     code = """
         import json, sys
-        from airrun import bench, cli
-        from airrun.memory import peak_resident_nbytes
+        from airrun import cli
+        from airrun.commands import bench
+        from airrun.replay.memory import peak_resident_nbytes
         bench._PROBE_SECONDS = 0.005
         status = cli.main(["bench", *sys.argv[1:], "--json"])
         print(json.dumps([status, peak_resident_nbytes()]))

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine, NoisyEngine, answering
 
-from airrun.chat import Conversation, describe, load_template, run_chat, start_conversation
-from airrun.chat_template import CHATML, ChatTemplate
+from airrun.commands.chat import Conversation, describe, load_template, run_chat, start_conversation
 from airrun.errors import ModelFileError, UsageError
-from airrun.generate import GenerateConfig
+from airrun.generation.chat_template import CHATML, ChatTemplate
+from airrun.generation.generate import GenerateConfig
 
 GREEDY = GenerateConfig(temperature=0.0)
 USER = [{"role": "user", "content": "Hi"}]

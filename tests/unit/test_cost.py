@@ -16,8 +16,8 @@ from aircompile.lowering import Call, Lowering, Phase, lower, plan_caches
 from aircompile.passes import PASSES
 from aircompile.passes.options import PassOptions
 from airkernels.cpu.isa import ISAS
+from airrun.machine.profile import Cpu, Disk, Profile, Tier, Tiers
 from airrun.plan.blocks import BLOCKS
-from airrun.profile import Cpu, Disk, Profile, Tier, Tiers
 from airschedules.calibration import Calibration, load_calibration
 from airschedules.specs import MatmulSpec
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from tiny_model import shared_home, tiny_plan, use_home, write_tiny
 
-from airrun import doctor, isa, ledger
+from airrun import ledger
 from airrun.cli import main
-from airrun.doctor import diagnose
+from airrun.commands import doctor
+from airrun.commands.doctor import diagnose
+from airrun.machine import isa
 from airrun.plan.container import read_plan
 
 

@@ -19,8 +19,8 @@ import airrun
 from aircompile.pipeline import BuildOptions, build
 from airrun.engine import Engine
 from airrun.errors import PlanError
-from airrun.generate import GenerateConfig
-from airrun.isa import LEVELS, host_levels
+from airrun.generation.generate import GenerateConfig
+from airrun.machine.isa import LEVELS, host_levels
 from airrun.session import Session
 
 RUNTIME = Path(airrun.__file__ or "").parents[1]

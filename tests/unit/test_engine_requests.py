@@ -10,7 +10,7 @@ from tiny_model import N_CTX
 
 from airrun.engine import Engine
 from airrun.errors import PlanError, UsageError
-from airrun.generate import GenerateConfig
+from airrun.generation.generate import GenerateConfig
 
 
 def test_empty_prompts_are_refused(engine: Engine) -> None:

@@ -12,10 +12,10 @@ import pytest
 from engine_checks import TEXT, one_line, same
 from tiny_model import N_CTX, N_EMBD
 
-from airrun.batch import Batch, BatchSequence
 from airrun.engine import Engine
 from airrun.errors import AirError, ModelFileError, UsageError
-from airrun.kv_cache import SequenceMemory
+from airrun.replay.batch import Batch, BatchSequence
+from airrun.replay.kv_cache import SequenceMemory
 from airrun.session_file import load_session, save_session
 
 

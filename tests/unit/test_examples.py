@@ -13,7 +13,7 @@ from tiny_model import measured_host, use_home
 
 from aircompile import demo
 from airrun.errors import AirError
-from airrun.probe import host_profile_path
+from airrun.paths import host_profile_path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

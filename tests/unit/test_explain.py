@@ -14,15 +14,16 @@ import pytest
 from plan_sample import sample
 from tiny_model import N_CTX, measured_host, shared_home, tiny_plan, use_home
 
-from airrun import isa, memory
 from airrun.cli import main
+from airrun.commands.explain import describe
+from airrun.commands.explain_text import layer_ranges, size
 from airrun.engine import Engine
 from airrun.errors import UsageError
-from airrun.explain import describe
-from airrun.explain_text import layer_ranges, size
 from airrun.ledger import sizes_of
+from airrun.machine import isa
 from airrun.plan.container import read_plan
 from airrun.predict import predict
+from airrun.replay import memory
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def test_the_interpreters_share_is_measured(home: Path) -> None:
     command = [sys.executable, "-m", "airrun", "explain", str(tiny_plan(home)), "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     code = (
-        "import sys, airrun.engine, airrun.generate, airrun.completion\n"
+        "import sys, airrun.engine, airrun.generation.generate, airrun.commands.completion\n"
         "engine = airrun.engine.Engine.from_plan(sys.argv[1], threads=1)\n"
-        "engine.generate('a', airrun.generate.GenerateConfig(max_tokens=2))\n"
+        "engine.generate('a', airrun.generation.generate.GenerateConfig(max_tokens=2))\n"
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny_plan(home))], capture_output=True, check=True)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airrun.errors import UsageError
-from airrun.generate import (
+from airrun.generation.generate import (
     GenerateConfig,
     GenerateResult,
     TextStream,
@@ -23,7 +23,7 @@ from airrun.generate import (
     make_sampler,
     stream_text,
 )
-from airrun.stopping import StopFilter
+from airrun.generation.stopping import StopFilter
 
 PROMPT = [BOS, *b"Hello"]
 

@@ -24,8 +24,8 @@ from aircompile.passes.options import Activations, PassOptions
 from aircompile.pipeline import BuildOptions, build
 from airrun import Engine, GenerateConfig
 from airrun.errors import AirError
+from airrun.machine.profile import Gpu
 from airrun.plan.device import DEVICE_CODEC
-from airrun.profile import Gpu
 
 PROMPT = [1, 40, 77, 5, 200]
 

@@ -11,9 +11,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 from test_gpu_plan import build_plan
 
 from airkernels.formats import FORMATS
-from airrun.doctor import diagnose
+from airrun.commands.doctor import diagnose
+from airrun.commands.explain import describe
 from airrun.errors import AirError
-from airrun.explain import describe
 from airrun.plan.container import read_plan
 from airschedules.gpu.records import ProductRecord, add_records
 from airschedules.gpu.rules import ProductTask, candidates, schedule_product

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from airrun import isa
 from airrun.errors import PlanError
+from airrun.machine import isa
 
 V2, V3, V4 = "x86-64-v2", "x86-64-v3", "x86-64-v4"
 

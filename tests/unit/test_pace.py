@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from airrun import pace, predict
-from airrun.pace import LayerBar, announcement
+from airrun import predict
+from airrun.commands import pace
+from airrun.commands.pace import LayerBar, announcement
 
 
 def engine(rate: float | None) -> Any:

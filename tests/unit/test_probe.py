@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from airrun import machine, probe
 from airrun.errors import UsageError
-from airrun.profile import load_profile
+from airrun.machine import probe, system
+from airrun.machine.profile import load_profile
 
 MIB = 1 << 20
 SHORT = replace(probe.QUICK, buffer=32 * MIB, seconds=0.03, rounds=1, file=32 * MIB)
@@ -36,7 +36,7 @@ def test_a_probe_writes_what_it_returns_and_leaves_nothing(short: Path, capfd: p
     assert load_profile(path) == profile
     assert [each for each in short.rglob("*") if each.is_file()] == [path]
     assert capfd.readouterr().out == ""
-    assert profile.cpu == machine.detect_cpu()
+    assert profile.cpu == system.detect_cpu()
     ram, disk = profile.tiers.ram, profile.tiers.disk
     assert ram.size > 2**28 and 2**28 < ram.bandwidth_1 <= ram.bandwidth < 2**43
     assert 2**20 < disk.bandwidth_1 <= disk.bandwidth < 2**40 and disk.cached > 2**26
@@ -109,20 +109,20 @@ def test_places_that_cannot_be_written_are_named(short: Path) -> None:
 
 
 def test_memory_limits_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = machine.total_ram()
+    installed = system.total_ram()
     (tmp_path / "outer" / "inner").mkdir(parents=True)
     (tmp_path / "outer" / "memory.max").write_text("1048576\n")
     (tmp_path / "outer" / "inner" / "memory.max").write_text("max\n")
-    real = machine._read
-    monkeypatch.setattr(machine, "_CGROUP_ROOT", tmp_path)
+    real = system._read
+    monkeypatch.setattr(system, "_CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(
-        machine, "_read", lambda path: "0::/outer/inner" if path == Path("/proc/self/cgroup") else real(path)
+        system, "_read", lambda path: "0::/outer/inner" if path == Path("/proc/self/cgroup") else real(path)
     )
-    assert machine.total_ram() == 1048576 < installed
+    assert system.total_ram() == 1048576 < installed
 
 
 def test_detection_agrees_with_the_system() -> None:
-    found = machine.detect()
+    found = system.detect()
     assert found.cpu.threads == len(os.sched_getaffinity(0))
     assert found.tiers.ram.size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert found.tiers.ram.bandwidth == 0
@@ -136,5 +136,5 @@ def test_caches_agree_with_the_c_library() -> None:
 
     if not size("LEVEL1_DCACHE_SIZE"):
         pytest.skip("the C library does not know the caches of this processor")
-    cpu = machine.detect_cpu()
+    cpu = system.detect_cpu()
     assert (cpu.l1d, cpu.l2) == (size("LEVEL1_DCACHE_SIZE"), size("LEVEL2_CACHE_SIZE"))

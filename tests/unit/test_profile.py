@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airrun import machine
 from airrun.errors import UsageError
-from airrun.probe import host_profile_path
-from airrun.profile import Cpu, Disk, Gpu, Profile, Tier, Tiers, load_profile, parse_bytes
+from airrun.machine import system
+from airrun.machine.profile import Cpu, Disk, Gpu, Profile, Tier, Tiers, load_profile, parse_bytes
+from airrun.paths import host_profile_path
 from airschedules.targets import list_targets, load_target
 
 GIB = 1 << 30
@@ -168,7 +168,7 @@ def test_host_is_the_measured_profile_while_it_fits_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRCOMPILE_HOME", str(tmp_path))
-    found = machine.detect()
+    found = system.detect()
     assert load_target("host") == found and found.cpu.threads >= found.cpu.cores >= 1
     measured = replace(found, tiers=replace(found.tiers, ram=Tier(found.tiers.ram.size, 7, 3)))
     host_profile_path().write_text(measured.to_toml(), encoding="utf-8")

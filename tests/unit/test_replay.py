@@ -11,9 +11,9 @@ from tvm import tirx
 from aircompile.codegen import compile_library
 from airkernels.cpu.isa import ISAS, VectorIsa
 from airkernels.cpu.program import Kernel, define, loop
-from airrun.isa import host_levels
-from airrun.memory import Region
-from airrun.native import Call, Library, Team, pack_calls
+from airrun.machine.isa import host_levels
+from airrun.replay.memory import Region
+from airrun.replay.native import Call, Library, Team, pack_calls
 from airschedules.specs import KernelSpec
 
 N = 97

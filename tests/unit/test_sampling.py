@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from airrun.errors import AirError, UsageError
-from airrun.sampling import Sampler, SamplerConfig
+from airrun.generation.sampling import Sampler, SamplerConfig
 
 
 def reference(logits: NDArray[np.float32], config: SamplerConfig, window: list[int]) -> dict[int, float]:

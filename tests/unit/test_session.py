@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_model import N_CTX, shared_home, tiny_plan, use_home
 
-from airrun import weights
 from airrun.engine import Engine
 from airrun.errors import PlanError, UsageError
-from airrun.executor import Executor
+from airrun.replay.executor import Executor
+from airrun.weights import resident
 
 IDS = [3 + (7 * i) % 250 for i in range(150)]
 
@@ -127,7 +127,7 @@ def test_weights_are_interleaved_in_pieces_of_any_size(
     plan: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     whole = engine.logits(IDS)
-    monkeypatch.setattr(weights, "_AT_ONCE", at_once)
+    monkeypatch.setattr(resident, "_AT_ONCE", at_once)
     for threads in (1, 2):
         with Engine.from_plan(plan, threads=threads) as other:
             assert np.array_equal(other.logits(IDS).view("u4"), whole.view("u4"))

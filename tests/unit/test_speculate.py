@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airrun.errors import UsageError
-from airrun.generate import GenerateConfig, GenerateResult, TextStream, generate_tokens, make_sampler
-from airrun.parallel import ParallelStream
-from airrun.speculate import Lookup, Odds, PassTimes, Speculator
+from airrun.generation.generate import GenerateConfig, GenerateResult, TextStream, generate_tokens, make_sampler
+from airrun.generation.parallel import ParallelStream
+from airrun.generation.speculate import Lookup, Odds, PassTimes, Speculator
 
 REPETITION = [BOS, *b"one two three, one two three, one two"]
 
@@ -236,7 +236,7 @@ def test_guesses_are_made_where_they_pay(
     session = TimedSession(FakeEngine(lambda ids: text[len(ids) - 1]), cost)
     session.ids = [BOS]
     monkeypatch.setattr(PassTimes, "relative", RELATIVE)
-    monkeypatch.setattr("airrun.speculate.time.perf_counter", lambda: session.now)
+    monkeypatch.setattr("airrun.generation.speculate.time.perf_counter", lambda: session.now)
     speculator = Speculator(session, [BOS])  # type: ignore[arg-type]
     for token in text[:900]:
         speculator.eval(token, 1000)
@@ -250,7 +250,7 @@ def test_text_that_does_not_repeat_is_as_fast_as_without(cost: float, monkeypatc
     session = TimedSession(NoisyEngine(), cost)
     session.ids = [BOS]
     monkeypatch.setattr(PassTimes, "relative", RELATIVE)
-    monkeypatch.setattr("airrun.speculate.time.perf_counter", lambda: session.now)
+    monkeypatch.setattr("airrun.generation.speculate.time.perf_counter", lambda: session.now)
     speculator = Speculator(session, [BOS])  # type: ignore[arg-type]
     for _ in range(2000):
         speculator.eval(rng.randrange(16), 1000)

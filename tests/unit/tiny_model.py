@@ -13,9 +13,9 @@ import aircompile
 import airkernels
 import airrun
 import airschedules
-from airrun.machine import detect
-from airrun.probe import host_profile_path
-from airrun.profile import Disk, Profile, Tier, Tiers
+from airrun.machine.profile import Disk, Profile, Tier, Tiers
+from airrun.machine.system import detect
+from airrun.paths import host_profile_path
 
 N_LAYERS, N_EMBD, N_FF, HEAD_DIM, N_CTX = 2, 64, 96, 16, 256
 PACKAGES = (aircompile, airkernels, airrun, airschedules)

@@ -1,6 +1,6 @@
 """Vector instruction sets, as tables: what the kernels need to know of one.
 
-The names are those of `airrun.isa`, whose table says which CPU features each level needs.
+The names are those of `airrun.machine.isa`, whose table says which CPU features each level needs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VectorIsa:
         Whether the CPU converts half-precision floats.
     prefetch
         Bytes ahead of its use at which packed weights are prefetched; 0 leaves it to the hardware. No property of an
-        instruction set but of the processor behind it (`airrun.profile.Cpu`).
+        instruction set but of the processor behind it (`airrun.machine.profile.Cpu`).
     """
 
     name: str

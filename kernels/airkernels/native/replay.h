@@ -1,4 +1,4 @@
-/* Memory shared by the host program and the native code; `airrun.native` and `airrun.stream` mirror these structs. */
+/* Memory shared by the host program and the native code; `airrun.replay.native` and `airrun.weights.stream` mirror these structs. */
 #ifndef AIR_REPLAY_H
 #define AIR_REPLAY_H
 

@@ -15,17 +15,17 @@ from airrun.cuda.programs import load_kernels, select_library
 from airrun.cuda.sizes import DeviceSizes, device_sizes
 from airrun.engine import Engine
 from airrun.errors import PlanError
-from airrun.kv_cache import StatePool
 from airrun.plan.container import LoadedPlan
 from airrun.plan.device import DevicePlan
 from airrun.plan.read_device import device_plan
+from airrun.replay.kv_cache import StatePool
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from airrun.batch import Batch
-    from airrun.kv_cache import SequenceMemory
+    from airrun.replay.batch import Batch
+    from airrun.replay.kv_cache import SequenceMemory
 
 
 _MAX_OUTPUTS = 128

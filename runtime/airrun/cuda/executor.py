@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airrun.batch import Batch, BatchSequence
 from airrun.cuda.driver import Device, Graph
 from airrun.cuda.inputs import Inputs
 from airrun.cuda.loading import DeviceWeights
 from airrun.cuda.pool import DevicePool
 from airrun.cuda.programs import Addresses, BoundProgram, Kernel
 from airrun.cuda.sizes import DeviceSizes
-from airrun.kv_cache import SequenceMemory
 from airrun.plan.container import LoadedPlan
 from airrun.plan.device import CHOSEN_RING, DevicePlan
+from airrun.replay.batch import Batch, BatchSequence
+from airrun.replay.kv_cache import SequenceMemory
 
 if TYPE_CHECKING:
     import numpy.typing as npt

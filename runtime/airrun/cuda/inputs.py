@@ -14,8 +14,8 @@ from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from airrun.batch import BatchSequence
-    from airrun.kv_cache import SequenceMemory
+    from airrun.replay.batch import BatchSequence
+    from airrun.replay.kv_cache import SequenceMemory
 
     Ints = npt.NDArray[np.int32]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.cuda.driver import Device
-from airrun.kv_cache import BlockPool
 from airrun.ledger import kv_nbytes
 from airrun.plan.schema import KvCache
+from airrun.replay.kv_cache import BlockPool
 
 if TYPE_CHECKING:
-    from airrun.memory import Bytes
+    from airrun.replay.memory import Bytes
 
 
 class DevicePool(BlockPool):

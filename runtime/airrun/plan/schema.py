@@ -1,6 +1,6 @@
 """What a plan says: plain data, written by the compiler and replayed by the runtime.
 
-A plan is a template that holds for every memory budget and every number of tokens; `airrun.bind` turns
+A plan is a template that holds for every memory budget and every number of tokens; `airrun.replay.bind` turns
 it into addresses. References between tables are indices, checked when a plan is loaded.
 """
 

@@ -99,7 +99,7 @@ def inner_pairs(texts: Sequence[str]) -> Keys:
     """Keys (`pair_keys`) of the neighbouring characters inside some text, uint64 [m], ascending."""
     points = code_points("".join(texts))
     keys = pair_keys(points[:-1], points[1:])
-    ends = np.cumsum([len(t) for t in texts])[:-1]
+    ends = np.cumsum([len(t) for t in texts], dtype=np.int64)[:-1]
     return np.unique(np.delete(keys, ends - 1))
 
 

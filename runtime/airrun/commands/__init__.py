@@ -1,0 +1,1 @@
+"""Commands of `airrun`, a file each, and what they share."""

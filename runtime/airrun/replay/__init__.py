@@ -1,0 +1,1 @@
+"""Steps of a plan on memory and threads."""

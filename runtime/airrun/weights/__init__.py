@@ -1,0 +1,1 @@
+"""Weights: in memory, or read while they are used."""

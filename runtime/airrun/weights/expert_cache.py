@@ -1,0 +1,202 @@
+"""A cache of expert matrices: what a router chose is read when it is not there, and what was of least use makes room.
+
+Uses count by their number and their age: the weight of a use is halved with every `HALF_LIFE` rounds (a round is a
+layer of a token) that it lies back, as in LRFU (Lee et al. 2001).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+import weakref
+from collections.abc import Sequence
+
+from airrun.plan.schema import Plan
+from airrun.replay.memory import Region
+from airrun.replay.native import Call, Library
+from airrun.weights.expert_banks import Bank, banks_of
+from airrun.weights.files import WeightFiles
+from airrun.weights.residency import Residency, matrix_span_nbytes
+from airrun.weights.stream import TIMEOUT_S, describe_failure, read_function
+
+HALF_LIFE = 16384
+"""Rounds; some hundred tokens of a model of 48 layers with experts."""
+
+_DEMAND = struct.Struct("<2Q4i")
+
+
+class _Bank(ctypes.Structure):
+    """`struct air_bank` of replay.h."""
+
+    _fields_ = (
+        ("table", ctypes.c_uint64),
+        ("heat", ctypes.c_uint64),
+        ("pack", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("matrix_nbytes", ctypes.c_int64),
+        ("file", ctypes.c_int32),
+        ("n_experts", ctypes.c_int32),
+        ("n_rows", ctypes.c_int32),
+        ("n_panels", ctypes.c_int32),
+        ("first_chunk", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    )
+
+
+class _State(ctypes.Structure):
+    """`struct air_experts` of replay.h."""
+
+    _fields_ = (
+        ("banks", ctypes.c_uint64),
+        ("places", ctypes.c_uint64),
+        ("jobs", ctypes.c_uint64),
+        ("pool", ctypes.c_uint64),
+        ("raw", ctypes.c_uint64),
+        ("read", ctypes.c_uint64),
+        ("slot_nbytes", ctypes.c_int64),
+        ("raw_nbytes", ctypes.c_int64),
+        ("n_banks", ctypes.c_int32),
+        ("n_slots", ctypes.c_int32),
+        ("growth", ctypes.c_float),
+        ("weight", ctypes.c_float),
+        ("drop_cache", ctypes.c_int32),
+        ("timeout_s", ctypes.c_int32),
+        ("round", ctypes.c_int32),
+        ("n_jobs", ctypes.c_int32),
+        ("work", ctypes.c_uint64),
+        ("done", ctypes.c_int32),
+        ("stop", ctypes.c_int32),
+        ("failure", ctypes.c_uint64),
+        ("hits", ctypes.c_uint64),
+        ("misses", ctypes.c_uint64),
+        ("nbytes_read", ctypes.c_uint64),
+        ("waited_ns", ctypes.c_uint64),
+    )
+
+
+_PLACE_NBYTES = 16
+
+
+class ExpertCache:
+    """The matrices of all banks, as many as there are slots.
+
+    Attributes
+    ----------
+    address
+        Of the native struct.
+    pool
+        Address of the slots, which the tables count from.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        library: Library,
+        files: WeightFiles,
+        residency: Residency,
+        tables: Sequence[int],
+        drop_cache: bool,
+    ) -> None:
+        self._library, self._files = library, files
+        self._banks = banks_of(plan)
+        self._numbers = {bank.weight: i for i, bank in enumerate(self._banks)}
+        n_slots, readers = residency.expert_slots, plan.stream.readers
+        raw_nbytes = matrix_span_nbytes(plan)
+        self._memory = Region(ctypes.sizeof(_State))
+        self._state = state = _State.from_buffer(self._memory.memory)
+        self.address = self._memory.address
+        self._pool = Region(n_slots * residency.expert_slot_nbytes, huge=True)
+        self._raw = Region(readers * raw_nbytes)
+        self._places, self._jobs = Region(_PLACE_NBYTES * n_slots), Region(4 * n_slots)
+        self._heat = Region(4 * sum(bank.n_experts for bank in self._banks))
+        self._described = Region(ctypes.sizeof(_Bank) * len(self._banks))
+        self.pool = self._pool.address
+        heat = self._heat.address
+        for i, bank in enumerate(self._banks):
+            entry = _Bank.from_buffer(self._described.memory, i * ctypes.sizeof(_Bank))
+            entry.table, entry.heat = tables[bank.weight], heat
+            entry.pack = library.address(plan.weights[bank.weight].pack)
+            entry.offset, entry.matrix_nbytes = bank.chunk.offset, bank.matrix_nbytes
+            entry.file, entry.n_experts = files.streams[bank.chunk.file], bank.n_experts
+            entry.n_rows, entry.n_panels, entry.first_chunk = bank.n_rows, bank.n_panels, bank.first_chunk
+            heat += 4 * bank.n_experts
+        state.banks, state.places, state.jobs = self._described.address, self._places.address, self._jobs.address
+        state.pool, state.raw, state.read = self.pool, self._raw.address, read_function(library)
+        state.slot_nbytes, state.raw_nbytes = residency.expert_slot_nbytes, raw_nbytes
+        state.n_banks, state.n_slots = len(self._banks), n_slots
+        state.growth, state.weight = 2.0 ** (1.0 / HALF_LIFE), 1.0
+        state.drop_cache, state.timeout_s = drop_cache, TIMEOUT_S
+        self.forget()
+        self._demands: list[object] = []
+        reader = library.function("air_expert_reader", ctypes.c_void_p, ctypes.c_int32)
+        self._threads = [
+            threading.Thread(target=reader, args=(self.address, i), name=f"airrun_expert-{i}", daemon=True)
+            for i in range(readers)
+        ]
+        for thread in self._threads:
+            thread.start()
+        # readers know what they use by address only: it must stay until they have ended
+        keep = (self._memory, self._pool, self._raw, self._places, self._jobs, self._heat, self._described, files)
+        self._finalizer = weakref.finalize(self, _end, library, self.address, self._threads, keep)
+
+    def slots_of(self, weight: int) -> int:
+        """How many matrices of a bank can be there together."""
+        return min(int(self._state.n_slots), self._banks[self._numbers[weight]].n_experts)
+
+    def fetch(self, weights: Sequence[int], order: int, first: int, last: int) -> Call:
+        """A call after which those of experts [first, last) of some banks are there that have rows in an order."""
+        numbers = (ctypes.c_int32 * len(weights))(*(self._numbers[weight] for weight in weights))
+        demand = ctypes.create_string_buffer(
+            _DEMAND.pack(self.address, ctypes.addressof(numbers), len(weights), first, last, 0), _DEMAND.size
+        )
+        self._demands.append((numbers, demand))
+        return Call(self._library.address("air_experts_fetch"), (ctypes.addressof(demand), order), 0, 1, sync=True)
+
+    def check(self) -> None:
+        """Raise what went wrong with reading.
+
+        Raises
+        ------
+        WeightFileError
+            With file, offset and reason.
+        """
+        failure = int(self._state.failure)
+        if failure:
+            number = failure >> 32
+            bank = next(b for b in reversed(self._banks) if b.first_chunk <= number)
+            offset = bank.chunk.offset + (number - bank.first_chunk) * bank.matrix_nbytes
+            raise describe_failure(failure, self._files.paths[bank.chunk.file], offset)
+
+    def forget(self) -> None:
+        """Take all matrices for absent; not while anything runs."""
+        self._library.function("air_experts_forget", ctypes.c_void_p)(self.address)
+
+    def metrics(self, running: float) -> dict[str, float]:
+        """How often a chosen matrix was there, what was read in `running` seconds, and how long was waited for it."""
+        state = self._state
+        uses = state.hits + state.misses
+        return {
+            "expert_hit_share": state.hits / uses if uses else 0.0,
+            "expert_misses": state.misses,
+            "expert_bytes": state.nbytes_read,
+            "expert_bytes_per_second": state.nbytes_read / running if running else 0.0,
+            "expert_wait_seconds": state.waited_ns / 1e9,
+        }
+
+    def close(self) -> None:
+        """End the readers; idempotent."""
+        self._finalizer()
+
+
+def resident_tables(banks: Sequence[Bank], tables: Sequence[int]) -> None:
+    """Fill the tables of banks whose matrices follow each other."""
+    for bank in banks:
+        entries = (ctypes.c_int64 * bank.n_experts).from_address(tables[bank.weight])
+        entries[:] = [i * bank.matrix_nbytes for i in range(bank.n_experts)]
+
+
+def _end(library: Library, address: int, threads: list[threading.Thread], _keep: object) -> None:
+    library.function("air_experts_stop", ctypes.c_void_p)(address)
+    for thread in threads:
+        thread.join(TIMEOUT_S)
