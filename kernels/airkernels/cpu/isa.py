@@ -6,9 +6,9 @@ The names are those of `airrun.machine.isa`, whose table says which CPU features
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from airkernels.cpu.program import Expr, bits, const, lanes_of, let, llvm, splat
+from airkernels.cpu.dot import Dot, Pmaddubsw, Vpdpbusd
+from airkernels.cpu.program import Expr, lanes_of, llvm
 
 PANEL = 16
 """Rows interleaved into one panel, on every instruction set: the widest float vector in use."""
@@ -31,7 +31,7 @@ class VectorIsa:
     registers
         Vector registers: bounds the tile of a matrix product.
     dot
-        How four products of bytes are added to a 32-bit lane.
+        How products of bytes are added to 32-bit lanes.
     fma
         Whether multiply-add rounds once.
     half
@@ -46,7 +46,7 @@ class VectorIsa:
     attributes: tuple[str, ...]
     lanes: int
     registers: int
-    dot: Literal["vpdpbusd", "pmaddubsw"]
+    dot: Dot
     fma: bool
     half: bool
     prefetch: int = 0
@@ -59,45 +59,9 @@ class VectorIsa:
         dtype = "float32" if lanes == 1 else f"float32x{lanes}"
         return llvm(dtype, "llvm.fma", a, b, c)
 
-    def dot_accumulate(self, acc: Expr, codes: Expr, word: Expr, code_max: int) -> Expr:
-        """acc[i] + sum over 4 of unsigned byte codes[i][j] * signed byte word[j].
 
-        Parameters
-        ----------
-        acc
-            int32 x lanes.
-        codes
-            uint32 x lanes, four unsigned bytes each.
-        word
-            int32 scalar, four signed bytes, the same for every lane.
-        code_max
-            Largest code, which decides whether 16-bit intermediate sums can hold two products.
-        """
-        n = 4 * self.lanes
-        unsigned, signed = bits(codes, f"int8x{n}"), bits(splat(word, self.lanes), f"int8x{n}")
-        if self.dot == "vpdpbusd":
-            return llvm(f"int32x{self.lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", acc, unsigned, signed)
-        multiply, widen = {
-            8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
-            4: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
-        }[self.lanes]
-        ones = splat(const(1, "int16"), 2 * self.lanes)
-
-        def pairs(left: Expr) -> Expr:
-            products = llvm(f"int16x{2 * self.lanes}", multiply, left, signed)
-            return llvm(f"int32x{self.lanes}", widen, products, ones)
-
-        if code_max <= 127:
-            return acc + pairs(unsigned)
-        # Two products of codes up to 255 overflow 16 bits: split each code into its low seven bits and its top bit.
-        whole = let(codes)
-        low = bits(whole & const(0x7F7F7F7F, "uint32"), f"int8x{n}")
-        top = bits((whole >> const(7, "uint32")) & const(0x01010101, "uint32"), f"int8x{n}")
-        return acc + pairs(low) + (pairs(top) << const(7, "int32"))
-
-
-X86_64_V2 = VectorIsa("x86-64-v2", "x86-64-v2", (), 4, 16, "pmaddubsw", False, False)
-X86_64_V3 = VectorIsa("x86-64-v3", "x86-64-v3", (), 8, 16, "pmaddubsw", True, True)
-X86_64_V4 = VectorIsa("x86-64-v4", "x86-64-v4", ("+avx512vnni",), 16, 32, "vpdpbusd", True, True)
+X86_64_V2 = VectorIsa("x86-64-v2", "x86-64-v2", (), 4, 16, Pmaddubsw(), False, False)
+X86_64_V3 = VectorIsa("x86-64-v3", "x86-64-v3", (), 8, 16, Pmaddubsw(), True, True)
+X86_64_V4 = VectorIsa("x86-64-v4", "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
 
 ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V4)}

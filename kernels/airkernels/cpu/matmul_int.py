@@ -15,7 +15,7 @@ p7 scratch of all workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
@@ -23,6 +23,7 @@ from operator import or_
 from tvm import tirx
 
 from airkernels.cpu.activations import GROUP, SHIFT, QuantizedRow
+from airkernels.cpu.dot import CENTRE, centred
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
 from airkernels.cpu.program import (
@@ -94,24 +95,27 @@ class MatmulShape:
     step: int = 1
 
 
+_Codes = list[tuple[Expr, int]]
+"""The words of a group: four codes a row, and how far they are still shifted to the left."""
+
+
 @dataclass(frozen=True)
 class _Group:
-    """Weights of one group for one vector of rows.
-
-    `words` are code words, each with the left shift its codes still have.
-    """
+    """Weights of one group for one vector of rows."""
 
     index: Expr
-    words: list[tuple[Expr, int]]
+    words: _Codes
     scale: Expr
     minimum: Expr | None
 
 
 class PackedSource:
-    """Groups decoded in registers, a few blocks at a time."""
+    """Groups decoded in registers, a few blocks at a time; `for_dot`: with codes as the dot product likes them."""
 
-    def __init__(self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int) -> None:
-        self.isa, self.layout, self.panel, self.first_row = isa, layout, panel, first_row
+    def __init__(
+        self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int, for_dot: bool = False
+    ) -> None:
+        self.isa, self.layout, self.panel, self.first_row, self.for_dot = isa, layout, panel, first_row, for_dot
         self.n_steps = layout.n_blocks // layout.unrolled
 
     def groups(self, step: Expr) -> Iterator[_Group]:
@@ -130,11 +134,14 @@ class PackedSource:
                 yield _Group(block * n_groups + g, words, scale, minimum)
 
     def _codes(self, reader: PanelReader, word: int) -> tuple[Expr, int]:
-        """Codes where they lie, if the dot product can take the larger values without saturating."""
-        fmt = self.layout.fmt
+        """Codes and how far they are still shifted to the left."""
+        fmt, dot = self.layout.fmt, self.isa.dot
         assert isinstance(fmt, BlockFormat)
-        if self.isa.dot == "vpdpbusd":
-            return fmt.codes_in_place(reader, word), fmt.code_shift(word)
+        if self.for_dot and dot.is_centred(fmt.code_max):
+            return centred(fmt.codes(reader, word)), 0
+        shift = fmt.code_shift(word)
+        if self.for_dot and dot.takes(fmt.code_max << shift):
+            return fmt.codes_in_place(reader, word), shift
         return fmt.codes(reader, word), 0
 
 
@@ -175,99 +182,122 @@ class UnpackedPanel:
         yield _Group(step, words, self.floats.load(self._scales + at, lanes), minimum)
 
 
+Source = PackedSource | UnpackedPanel
+
+
 @dataclass
 class _Tile:
-    """Emits the product of one vector of rows with `n` neighbouring tokens."""
+    """Emits the product of a panel with `n` neighbouring tokens, one vector of rows beside the other."""
 
     isa: VectorIsa
     fmt: BlockFormat
     shape: MatmulShape
     kernel: Kernel
 
-    def emit(self, source: PackedSource | UnpackedPanel, row: Expr, first_token: Expr, n: int) -> None:
+    def emit(self, sources: Sequence[Source], row: Expr, first_token: Expr, n: int) -> None:
+        """`sources` are the vectors of rows from `row` on."""
         lanes = self.isa.lanes
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * (self.shape.step * layout.nbytes))
         words, floats = Region(base, "int32"), Region(base, "float32")
         stride = self.shape.step * layout.nbytes // 4
-        acc, totals = local("float32", n * lanes), local("int32", n * lanes)
+        n_sums = len(sources) * n
+        acc, totals = local("float32", n_sums * lanes), local("int32", n_sums * lanes)
+        for i in range(n_sums):
+            acc.store(i * lanes, zeros("float32", lanes))
+        with loop(sources[0].n_steps) as step:
+            for groups in zip(*(source.groups(step) for source in sources), strict=True):
+                self._group(groups, acc, totals, words, floats, stride, n)
         for t in range(n):
-            acc.store(t * lanes, zeros("float32", lanes))
-        with loop(source.n_steps) as step:
-            for group in source.groups(step):
-                self._group(group, acc, totals, words, floats, stride, n)
-        for t in range(n):
-            store_row(self.shape, self.kernel, acc.load(t * lanes, lanes), first_token + t, row)
+            for v in range(len(sources)):
+                value = acc.load((v * n + t) * lanes, lanes)
+                store_row(self.shape, self.kernel, value, first_token + t, row + v * lanes)
 
     def _group(
-        self, group: _Group, acc: Region, totals: Region, words: Region, floats: Region, stride: int, n: int
+        self,
+        groups: tuple[_Group, ...],
+        acc: Region,
+        totals: Region,
+        words: Region,
+        floats: Region,
+        stride: int,
+        n: int,
     ) -> None:
-        isa, lanes = self.isa, self.isa.lanes
+        isa, lanes, index = self.isa, self.isa.lanes, groups[0].index
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
-        codes = [(let(codes), shift) for codes, shift in group.words]
-        sums = self._dot(codes, group.index, words, [t * stride for t in range(n)], with_zero_point=True)
-        for t in range(n):
-            totals.store(t * lanes, sums[t])
-        scale_index = group.index if self.fmt.group == GROUP else tirx.indexdiv(group.index * self.fmt.group, GROUP)
+        codes = [[(let(codes), shift) for codes, shift in group.words] for group in groups]
+        starts = [t * stride for t in range(n)]
+        for i, total in enumerate(self._dot(codes, index, words, starts, with_zero_point=True)):
+            totals.store(i * lanes, total)
         if self.shape.digits == 2:
-            self._add_high_digits(codes, group.index, totals, words, stride, n)
-        scale = let(group.scale)
-        minimum = let(group.minimum) if group.minimum is not None else None
+            self._add_high_digits(codes, index, totals, words, stride, n)
+        scale_index = index if self.fmt.group == GROUP else tirx.indexdiv(index * self.fmt.group, GROUP)
+        scales = [let(group.scale) for group in groups]
+        minima = [None if group.minimum is None else let(group.minimum) for group in groups]
         for t in range(n):
-            x_scale = splat(floats.load(t * stride + layout.scale // 4 + scale_index), lanes)
-            value = acc.load(t * lanes, lanes)
-            value = isa.fused_multiply_add(cast(totals.load(t * lanes, lanes), "float32"), scale * x_scale, value)
-            if minimum is not None:
+            x_scale = let(splat(floats.load(t * stride + layout.scale // 4 + scale_index), lanes))
+            if self.fmt.has_minimum:
                 sums_plane = layout.scaled_sum if self.fmt.group == GROUP else layout.scaled_half_sum
-                x_sum = splat(floats.load(t * stride + sums_plane // 4 + group.index), lanes)
-                value = isa.fused_multiply_add(minimum, x_sum, value)
-            acc.store(t * lanes, value)
+                x_sum = let(splat(floats.load(t * stride + sums_plane // 4 + index), lanes))
+            for v, (scale, minimum) in enumerate(zip(scales, minima, strict=True)):
+                at = (v * n + t) * lanes
+                value = acc.load(at, lanes)
+                value = isa.fused_multiply_add(cast(totals.load(at, lanes), "float32"), scale * x_scale, value)
+                if minimum is not None:
+                    value = isa.fused_multiply_add(minimum, x_sum, value)
+                acc.store(at, value)
 
     def _add_high_digits(
-        self, codes: list[tuple[Expr, int]], group: Expr, totals: Region, words: Region, stride: int, n: int
+        self, codes: list[_Codes], group: Expr, totals: Region, words: Region, stride: int, n: int
     ) -> None:
         """Add what the high digits contribute, where any token of the tile has them: those of the others are 0."""
         lanes = self.isa.lanes
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         flag = layout.has_high // 4 + tirx.indexdiv(group * self.fmt.group, GROUP)
         with when(reduce(or_, [words.load(t * stride + flag) for t in range(n)]) != 0):
-            sums = self._dot(codes, group, words, [t * stride + layout.n // WORD for t in range(n)])
-            for t in range(n):
-                totals.store(t * lanes, totals.load(t * lanes, lanes) + (sums[t] << SHIFT))
+            starts = [t * stride + layout.n // WORD for t in range(n)]
+            for i, total in enumerate(self._dot(codes, group, words, starts)):
+                totals.store(i * lanes, totals.load(i * lanes, lanes) + (total << SHIFT))
 
     def _dot(
-        self,
-        codes: list[tuple[Expr, int]],
-        group: Expr,
-        words: Region,
-        digits: list[int],
-        with_zero_point: bool = False,
+        self, codes: list[_Codes], group: Expr, words: Region, digits: list[int], with_zero_point: bool = False
     ) -> list[Expr]:
-        """Integer products of a group's codes with the digits that begin at these words.
+        """Integer products of a group's codes with the digits that begin at these words, for each vector of rows.
 
         Codes with different shifts have a sum each until the end; the zero point, of whole elements, goes to the first.
         """
-        lanes, first_word = self.isa.lanes, group * (self.fmt.group // WORD)
-        shifts = sorted({shift for _codes, shift in codes})
-        sums = {(shift, at): zeros("int32", lanes) for shift in shifts for at in digits}
+        dot, lanes, first_word = self.isa.dot, self.isa.lanes, group * (self.fmt.group // WORD)
+        shifts = sorted({shift for _codes, shift in codes[0]})
+        starts = {(shift, at): zeros("int32", lanes) for shift in shifts for at in digits}
         if with_zero_point:
             for at in digits:
-                sums[shifts[0], at] = self._start(words, group, at, shifts[0])
-        for w, (word, shift) in enumerate(codes):
+                starts[shifts[0], at] = self._start(words, group, at, shifts[0])
+        sums = [
+            {(shift, at): dot.start(start, self.fmt.code_max << shift) for (shift, at), start in starts.items()}
+            for _vector in codes
+        ]
+        for w in range(len(codes[0])):
             for at in digits:
-                x = words.load(at + first_word + w)
-                sums[shift, at] = let(self.isa.dot_accumulate(sums[shift, at], word, x, self.fmt.code_max))
-        return [let(_sum_shifted([(sums[shift, at], shift) for shift in shifts])) for at in digits]
+                x = let(splat(words.load(at + first_word + w), lanes))
+                for vector, of_vector in zip(codes, sums, strict=True):
+                    word, shift = vector[w]
+                    of_vector[shift, at].add(word, x)
+        return [
+            let(_sum_shifted([(of_vector[shift, at].total(), shift) for shift in shifts]))
+            for of_vector in sums
+            for at in digits
+        ]
 
     def _start(self, words: Region, group: Expr, token: int, code_shift: int) -> Expr:
         """The zero point's share of a group's integer sum, for codes shifted left by `code_shift`."""
         lanes = self.isa.lanes
-        if self.fmt.zero_point == 0:
+        zero_point = self.fmt.zero_point - (CENTRE if self.isa.dot.is_centred(self.fmt.code_max) else 0)
+        if zero_point == 0:
             return zeros("int32", lanes)
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         plane = layout.negative_sum if self.fmt.group == GROUP else layout.negative_half_sum
-        shift = self.fmt.zero_point.bit_length() - 1
-        assert 1 << shift == self.fmt.zero_point
+        shift = zero_point.bit_length() - 1
+        assert 1 << shift == zero_point
         return let(splat(words.load(token + plane // 4 + group), lanes) << (shift + code_shift))
 
 
@@ -317,35 +347,32 @@ def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: Matm
         tile = _Tile(isa, fmt, shape, k)
         first_rows = range(0, PANEL, isa.lanes)
 
-        def packed(index: Expr, first_row: int) -> PackedSource:
-            return PackedSource(isa, layout, Panel.at(k.pointers[0], layout, index), first_row)
+        def packed(index: Expr) -> list[PackedSource]:
+            panel = Panel.at(k.pointers[0], layout, index)
+            return [PackedSource(isa, layout, panel, first_row, for_dot=True) for first_row in first_rows]
 
         def decode_in_registers(size: int) -> None:
             with loop(k.end, k.begin) as index:
-                for first_row in first_rows:
-                    source = packed(index, first_row)
-                    for_each_tile(k.n_tokens, size, partial(tile.emit, source, index * PANEL + first_row))
+                for_each_tile(k.n_tokens, size, partial(tile.emit, packed(index), index * PANEL))
 
         def unpack() -> None:
             scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes(fmt, shape.n_cols))
             at_once = panels_at_once(fmt, shape.n_cols)
 
-            def unpacked(panel: Expr, first_row: int) -> UnpackedPanel:
+            def unpacked(panel: Expr) -> list[UnpackedPanel]:
                 base = byte_offset(scratch, panel * UnpackedPanel.nbytes(fmt, shape.n_cols))
-                return UnpackedPanel(isa, fmt, shape.n_cols, base, first_row)
+                return [UnpackedPanel(isa, fmt, shape.n_cols, base, first_row) for first_row in first_rows]
 
             with loop(tirx.indexdiv(k.end - k.begin + at_once - 1, at_once)) as some:
                 first = let(k.begin + some * at_once)
                 n_panels = let(tirx.min(k.end - first, at_once))
                 with loop(n_panels) as panel:
-                    for first_row in first_rows:
-                        unpacked(panel, first_row).fill(packed(first + panel, first_row))
+                    for target, source in zip(unpacked(panel), packed(first + panel), strict=True):
+                        target.fill(source)
 
                 def emit(token: Expr, n: int) -> None:
                     with loop(n_panels) as panel:
-                        for first_row in first_rows:
-                            row = (first + panel) * PANEL + first_row
-                            tile.emit(unpacked(panel, first_row), row, token, n)
+                        tile.emit(unpacked(panel), (first + panel) * PANEL, token, n)
 
                 for_each_tile(k.n_tokens, schedule.tile, emit)
 
