@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aircompile.codegen import CompiledLibrary
+from aircompile.codegen import CompiledLibrary, needed_calls
 from aircompile.frontends.gguf import GGUFModel
 from aircompile.graph import Graph
 from aircompile.lowering import Caches, Call, Lowering, PanelWeight, Phase, Pointer, specs_of
@@ -150,7 +150,12 @@ def assemble(
         ),
         libraries=tuple(
             schema.Library(
-                lib.isa.name, "x86_64", tuple(sorted(LEVELS[lib.isa.name])), FIRST_LIBRARY + i, lib.scratch_nbytes
+                isa=lib.isa.name,
+                arch="x86_64",
+                features=tuple(sorted(LEVELS[lib.isa.name])),
+                calls=needed_calls(),
+                segment=FIRST_LIBRARY + i,
+                scratch_nbytes=lib.scratch_nbytes,
             )
             for i, lib in enumerate(parts.libraries)
         ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,12 @@ def compile_library(specs: Sequence[KernelSpec], isa: VectorIsa, progress: Progr
     objects += [_cached(source.name, partial(_compile_native, source)) for source in sorted(_NATIVE.glob("*.c"))]
     progress(f"{isa.name} linking", len(specs), len(specs))
     return CompiledLibrary(isa, _link(objects), -(-scratch // 64) * 64)
+
+
+def needed_calls() -> tuple[str, ...]:
+    """Names of the kernel's calls without which the native code does not run, sorted."""
+    declared = re.findall(r"enum needed_calls \{(.*?)\}", (_NATIVE / "sys.h").read_text())
+    return tuple(sorted({name.lower() for each in declared for name in re.findall(r"SYS_(\w+)", each)}))
 
 
 def _cached(description: str, make: Callable[[], bytes]) -> bytes:

@@ -15,6 +15,7 @@ from airrun.ledger import Sizes, sizes_of
 from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.replay.native import Library, Team
+from airrun.requirements import require
 from airrun.weights.files import LoadMode, WeightFiles
 from airrun.weights.loading import Loading
 from airrun.weights.resident import Weights
@@ -117,7 +118,7 @@ class Engine:
         Raises
         ------
         PlanError
-            The plan is damaged, too new, for another CPU, or its weights are not found.
+            The plan is damaged, too new, for another machine, or its weights are not found.
         WeightFileError
             A weight file cannot be read.
         BudgetError
@@ -134,6 +135,7 @@ class Engine:
             engine = cuda_engine(loaded, paths, device, ctx_size=ctx_size, parallel=parallel)
             if engine is not None:
                 return engine
+        require(loaded)
         if isinstance(ram, str):
             from airrun.machine.profile import parse_bytes
 

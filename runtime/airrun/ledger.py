@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from airrun.errors import BudgetError, UsageError
-from airrun.machine.isa import select_level
 from airrun.plan.schema import INPUTS, KvCache, Library, Plan
+from airrun.requirements import choose_library
 from airrun.weights.residency import Residency, keep, matrix_span_nbytes, nothing_kept, resident
 
 MAX_THREADS = 1024
@@ -185,8 +185,7 @@ def sizes_of(
         The budget is too small even if no weight is kept; names the smallest that works.
     """
     if library is None:
-        level = select_level([each.isa for each in plan.libraries])
-        library = next(each for each in plan.libraries if each.isa == level)
+        library = choose_library(plan)
     cores = processors()
     threads = min(plan.choice.threads or cores, cores) if threads is None else threads
     ctx_size = plan.choice.ctx_size if ctx_size is None else ctx_size

@@ -168,7 +168,7 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         rope=Rope(HEAD_DIM // 2, 0, 1, 2, 1),
         kernels=kernels,
         programs=(program("decode", 1), program("batch", 8), program("prefill", 512)),
-        libraries=(Library("x86-64-v3", "x86_64", ("avx2", "fma"), 2, 4096),),
+        libraries=(Library("x86-64-v3", "x86_64", ("avx2", "fma"), ("futex",), 2, 4096),),
         cost=Cost(100_000, 200_000, 1e10, 1e9, 1e-5, 1e11),
         tokenizer=0,
         constants_segment=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_model import shared_home, tiny_plan, use_home, write_tiny
@@ -54,13 +55,21 @@ def test_weights_that_are_not_the_plans(plan: Path, tmp_path: Path, capsys: pyte
     # same metadata and shapes: a fingerprint covers those, not the numbers
     other.write_bytes(other.read_bytes() + b"\0")
     assert main(["doctor", str(plan), "--model", str(other)]) == 1
-    assert "problem  weights" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "problem  weights" in out and out.endswith("cannot run here: weights\n")
 
 
 def test_a_processor_that_lacks_something(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isa, "host_features", lambda: frozenset())
-    finding = next(f for f in diagnose(read_plan(plan)) if f.subject == "processor")
-    assert finding.status == "problem" and "it lacks" in finding.detail
+    assert statuses(plan)["instructions"] == "problem"
+    # what can only be told where the code runs is left away, the rest is not
+    assert {"weights", "memory", "disk"} <= statuses(plan).keys() and "pages" not in statuses(plan)
+
+
+def test_an_override_that_cannot_be_followed(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIR_ISA", "none")
+    finding = next(f for f in diagnose(read_plan(plan)) if f.subject == "instructions")
+    assert finding.status == "problem" and "AIR_ISA=none" in finding.has
 
 
 def test_memory(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,9 +87,13 @@ def test_threads_and_sizes(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert statuses(plan, ctx_size=1 << 20)["memory"] == "problem"
 
 
-def test_another_system(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.sys, "platform", "darwin")  # type: ignore[attr-defined]
-    assert statuses(plan)["platform"] == "problem"
+def test_room_for_weights_that_are_not_there_yet(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRCOMPILE_HOME", str(tmp_path / "elsewhere"))
+    copy = Path(shutil.copy(plan, tmp_path))
+    nbytes = plan.with_name("tiny.gguf").stat().st_size
+    for free, status in ((nbytes, "ok"), (nbytes - 1, "problem")):
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))  # type: ignore[attr-defined]
+        assert statuses(copy)["disk"] == status
 
 
 def test_a_damaged_plan_is_an_error(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_kernels_formats_and_libraries(home: Path) -> None:
 def test_a_plan_for_another_processor_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isa, "host_features", lambda: frozenset({"sse4_2"}))
     found = describe(read_plan(tiny_plan(home)))
-    assert "runs none of them" in found["obstacle"]
+    assert "this machine has a processor without" in found["obstacle"]
     assert found["libraries"][0]["missing_here"] and not found["libraries"][0]["chosen_here"]
 
 

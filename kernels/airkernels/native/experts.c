@@ -141,7 +141,7 @@ static void load(struct air_experts *c, int32_t slot, char *raw) {
     int64_t offset = bank->offset + place->expert * bank->matrix_nbytes, first = offset / PAGE * PAGE;
     int64_t needed = offset + bank->matrix_nbytes - first, nbytes = (needed + PAGE - 1) / PAGE * PAGE;
     int32_t failed = air_read_fully(c->read, bank->file, raw, nbytes, needed, first);
-    if (c->drop_cache) air_syscall(SYS_FADVISE, bank->file, first, nbytes, FADVISE_DONTNEED);
+    if (c->drop_cache) air_syscall(SYS_FADVISE64, bank->file, first, nbytes, FADVISE_DONTNEED);
     if (failed)
         air_fail(&c->failure, bank->first_chunk + place->expert, failed);
     else

@@ -42,7 +42,7 @@ struct air_stream {
     int32_t tail;        /* first chunk that a short pass does without */
     int32_t drop_cache;  /* tell the system to forget what was read */
     int32_t timeout_s;   /* longest wait for a chunk */
-    int32_t reserved0;
+    int32_t page_nbytes; /* of this machine's memory */
     volatile uint64_t short_passes; /* bit p % 64: pass p is short */
     int64_t reserved1[6];
 

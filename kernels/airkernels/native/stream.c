@@ -12,7 +12,7 @@ enum { SPINS = 200, PAGE = 4096 };
 static const struct air_time LOOK_AGAIN = {0, 200000000};
 
 int64_t air_pread(int32_t file, void *to, uint64_t nbytes, int64_t offset) {
-    return air_syscall(SYS_PREAD, file, (long)to, (long)nbytes, offset);
+    return air_syscall(SYS_PREAD64, file, (long)to, (long)nbytes, offset);
 }
 
 /* Keeps the first failure. */
@@ -61,7 +61,7 @@ int32_t air_read_fully(air_read read, int32_t file, char *to, int64_t nbytes, in
 /* Brings the pages of a mapped chunk in; where the system is too old to be asked, by touching them. */
 static int32_t populate(char *map, const struct air_chunk *chunk) {
     long n = air_syscall(SYS_MADVISE, (long)(map + chunk->offset), chunk->nbytes, MADVISE_POPULATE_READ, 0);
-    if (n == -ERRNO_INVAL) {
+    if (n == -ERRNO_INVAL || n == -ERRNO_NOSYS) {
         for (int64_t at = 0; at < chunk->needed; at += PAGE) (void)*(volatile char *)(map + chunk->offset + at);
         return 0;
     }
@@ -71,7 +71,7 @@ static int32_t populate(char *map, const struct air_chunk *chunk) {
 static int32_t load(struct air_stream *s, const struct air_chunk *chunk, char *buffer) {
     if (s->maps) return populate(s->maps[chunk->map], chunk);
     int32_t failed = air_read_fully(s->read, chunk->file, buffer, chunk->nbytes, chunk->needed, chunk->offset);
-    if (s->drop_cache) air_syscall(SYS_FADVISE, chunk->file, chunk->offset, chunk->nbytes, FADVISE_DONTNEED);
+    if (s->drop_cache) air_syscall(SYS_FADVISE64, chunk->file, chunk->offset, chunk->nbytes, FADVISE_DONTNEED);
     return failed;
 }
 
@@ -139,9 +139,11 @@ void air_stream_release(struct air_team *team, int32_t chunk) {
     struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
     if (s->maps) {
         const struct air_chunk *c = &s->chunks[chunk];
-        long whole = c->needed - c->needed % PAGE; /* the last page is the next chunk's as well */
-        air_syscall(SYS_MADVISE, (long)(s->maps[c->map] + c->offset), whole, MADVISE_DONTNEED, 0);
-        if (s->drop_cache) air_syscall(SYS_FADVISE, c->file, c->offset, whole, FADVISE_DONTNEED);
+        /* pages may be larger here than those of the file; the last one is the next chunk's as well */
+        int64_t first = c->offset - c->offset % s->page_nbytes, end = c->offset + c->needed;
+        int64_t whole = end - end % s->page_nbytes - first;
+        air_syscall(SYS_MADVISE, (long)(s->maps[c->map] + first), whole, MADVISE_DONTNEED, 0);
+        if (s->drop_cache) air_syscall(SYS_FADVISE64, c->file, first, whole, FADVISE_DONTNEED);
     }
     STORE(slot->free, (int32_t)(number + (uint64_t)s->n_slots));
     air_wake_all(&slot->free);

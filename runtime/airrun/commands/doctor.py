@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+import shutil
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from airrun.built_here import was_built_here
+from airrun.commands.explain_text import show_table, size
 from airrun.commands.options import OptionParser
-from airrun.errors import AirError
-from airrun.ledger import processors, sizes_of
-from airrun.machine.isa import machine, select_level
-from airrun.machine.system import available_ram
+from airrun.errors import AirError, PlanError
+from airrun.ledger import Sizes, processors, sizes_of
+from airrun.machine.system import available_ram, total_ram
 from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.plan.schema import Plan
+from airrun.requirements import choose_library, requirements
+from airrun.weights.files import WeightFiles
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `status` is 'ok', 'warning' or 'problem'."""
+    """One thing that was looked at: what the plan needs of it and what there is; `status` is 'ok', 'warning' or
+    'problem'."""
 
     subject: str
     status: str
-    detail: str
+    needs: str
+    has: str
 
 
 def add_arguments(parser: OptionParser) -> None:
@@ -46,12 +51,15 @@ def run(args: Namespace) -> int:
     """
     loaded = read_plan(args.plan)
     findings = diagnose(loaded, args.model, threads=args.threads, ctx_size=args.ctx_size, ram=args.ram)
+    problems = [finding.subject for finding in findings if finding.status == "problem"]
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
-    else:
-        for finding in findings:
-            print(f"{finding.status:8} {finding.subject:11} {finding.detail}")
-    return int(any(finding.status == "problem" for finding in findings))
+        return int(bool(problems))
+    title = f"{loaded.path}: undamaged, {loaded.plan.generator}, for {loaded.plan.choice.target}"
+    rows = [[each.status, each.subject, each.needs, each.has] for each in findings]
+    show_table(title, ["", "of", "the plan needs", "this machine has"], rows)
+    print(f"cannot run here: {', '.join(problems)}" if problems else "can run here")
+    return int(bool(problems))
 
 
 def diagnose(
@@ -74,69 +82,100 @@ def diagnose(
         Override the plan's.
     """
     plan = loaded.plan
-    return [
-        Finding("plan", "ok", f"{loaded.path}: undamaged, {plan.generator}, for {plan.choice.target}"),
-        _origin(loaded),
-        _checked("platform", lambda: _platform()),
-        _checked("processor", lambda: _processor(plan)),
-        _checked("weights", lambda: _weights(loaded, model)),
-        _checked("threads", lambda: _threads(plan, threads)),
-        _checked("memory", lambda: _memory(plan, threads, ctx_size, ram)),
-        *([_checked("gpu", lambda: _gpu(loaded, ctx_size))] if has_device_plan(plan) else []),
-    ]
+    found = [_origin(loaded), *_requirements(loaded)]
+    weights = _checked("weights", lambda: _weights(loaded, model))
+    found += [weights, _threads(plan, threads)]
+    try:
+        sizes = _sizes(plan, threads, ctx_size, ram)
+    except AirError as error:
+        found.append(Finding("memory", "problem", str(error), f"{size(available_ram())} free"))
+    else:
+        found.append(_memory(sizes))
+        found.append(_checked("disk", lambda: _disk(loaded, model, sizes, weights.status == "ok")))
+    if has_device_plan(plan):
+        found.append(_checked("gpu", lambda: _gpu(loaded, ctx_size)))
+    return found
 
 
-def _checked(subject: str, check: Callable[[], tuple[str, str]]) -> Finding:
-    """A check's finding; an error it reports is a problem."""
+def _checked(subject: str, check: Callable[[], tuple[str, str, str]]) -> Finding:
+    """A check's finding (status, needs, has); an error it reports is a problem."""
     try:
         return Finding(subject, *check())
     except AirError as error:
-        return Finding(subject, "problem", str(error))
+        return Finding(subject, "problem", "", str(error))
 
 
 def _origin(loaded: LoadedPlan) -> Finding:
     if was_built_here(loaded.digest):
-        return Finding("origin", "ok", "built on this machine")
-    return Finding("origin", "warning", "not built on this machine: a plan is a program, trust whoever sent it")
+        return Finding("origin", "ok", "to be trusted, as a program", "built it")
+    return Finding("origin", "warning", "to be trusted, as a program", "not built it: trust whoever sent it")
 
 
-def _platform() -> tuple[str, str]:
-    if sys.platform != "linux":
-        return "problem", f"this system is {sys.platform}; native code of plans is for Linux"
-    return "ok", f"Linux on {machine()}"
+def _requirements(loaded: LoadedPlan) -> Iterator[Finding]:
+    try:
+        for each in requirements(loaded):
+            yield Finding(each.subject, "ok" if each.met else "problem", each.needs, each.has)
+    except PlanError as error:
+        yield Finding("instructions", "problem", "an instruction set that it has code for", str(error))
 
 
-def _processor(plan: Plan) -> tuple[str, str]:
-    level = select_level([library.isa for library in plan.libraries])
-    return "ok", f"runs the plan's code for {level} (of {', '.join(each.isa for each in plan.libraries)})"
+def _weights(loaded: LoadedPlan, model: Sequence[str]) -> tuple[str, str, str]:
+    files = loaded.plan.files
+    needs = ", ".join(f"{each.name}, {size(each.nbytes)}, fingerprint {each.header_sha256[:16]}" for each in files)
+    try:
+        paths = locate(loaded.plan, loaded.path, [Path(path) for path in model])
+    except PlanError as error:
+        return "problem", needs, str(error)
+    return "ok", needs, ", ".join(str(path) for path in paths)
 
 
-def _weights(loaded: LoadedPlan, model: Sequence[str]) -> tuple[str, str]:
-    paths = locate(loaded.plan, loaded.path, [Path(path) for path in model])
-    return "ok", ", ".join(str(path) for path in paths)
-
-
-def _threads(plan: Plan, threads: int | None) -> tuple[str, str]:
+def _threads(plan: Plan, threads: int | None) -> Finding:
     wanted, have = threads or plan.choice.threads, processors()
-    if wanted > have:
-        return "warning", f"the plan asks for {wanted}, this process may use {have}"
-    return "ok", f"{wanted or have} of {have} processors"
+    has = f"{have} for this process"
+    needs = f"{wanted} processors" if wanted else "any number of processors"
+    return Finding("threads", "warning" if wanted > have else "ok", needs, has)
 
 
-def _memory(plan: Plan, threads: int | None, ctx_size: int | None, ram: int | None) -> tuple[str, str]:
-    sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=plan.libraries[0], ram=ram)
-    needed, available = sizes.total, available_ram()
+def _sizes(plan: Plan, threads: int | None, ctx_size: int | None, ram: int | None) -> Sizes:
+    """Sizes of a run; by the plan's first library where none can run here."""
+    try:
+        library = choose_library(plan)
+    except PlanError:
+        library = plan.libraries[0]
+    return sizes_of(plan, threads=threads, ctx_size=ctx_size, library=library, ram=ram)
+
+
+def _memory(sizes: Sizes) -> Finding:
+    available = available_ram()
+    needs = f"{size(sizes.total)} with a full context of {sizes.ctx_size}, {size(sizes.kv)} of it cache"
+    has = f"{size(available)} free of {size(total_ram())}"
+    if sizes.total <= available:
+        return Finding("memory", "ok", needs, has)
+    if sizes.total - sizes.kv <= available:
+        advice = f"{has}: a long conversation will not fit; -c/--ctx-size sets a smaller context"
+        return Finding("memory", "warning", needs, advice)
+    return Finding("memory", "problem", needs, has)
+
+
+def _disk(loaded: LoadedPlan, model: Sequence[str], sizes: Sizes, present: bool) -> tuple[str, str, str]:
+    """How fast weights can be read matters where they stream; room for them where they are not there yet."""
+    if not present:
+        nbytes = sum(file.nbytes for file in loaded.plan.files)
+        free = shutil.disk_usage(os.path.dirname(loaded.path.absolute())).free
+        return ("ok" if nbytes <= free else "problem"), f"room for {size(nbytes)}", f"{size(free)} free beside the plan"
     streamed = sizes.residency.streamed_nbytes
-    reads = f", reads {streamed >> 20} MiB of weights in every pass" if streamed else ""
-    text = f"needs {needed >> 20} MiB{reads} with a full context of {sizes.ctx_size}, {available >> 20} MiB available"
-    if needed <= available:
-        return "ok", text
-    if needed - sizes.kv <= available:
-        return "warning", f"{text}: a long conversation will not fit; -c/--ctx-size sets a smaller context"
-    return "problem", text
+    if not streamed:
+        return "ok", f"{size(sum(file.nbytes for file in loaded.plan.files))} read once", "them"
+    files = WeightFiles(loaded.plan, locate(loaded.plan, loaded.path, [Path(path) for path in model]))
+    try:
+        mode = files.open_streams("auto")
+    finally:
+        files.close()
+    has = "direct reads" if mode == "direct" else "a file system without direct reads: the page cache is used"
+    return "ok", f"{size(streamed)} read in every pass", has
 
 
-def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str]:
+def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str, str]:
     """The plan's part for GPUs; the processor does where there is none, so nothing here is a problem."""
     from airrun.cuda.driver import Device, available
     from airrun.cuda.programs import select_library
@@ -145,17 +184,17 @@ def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str]:
 
     part = device_plan(loaded)
     assert part is not None
-    code = f"the plan has code for {', '.join(library.arch for library in part.libraries)}"
+    needs = f"a GPU of {' or '.join(library.arch for library in part.libraries)}"
     missing = available()
     if missing is not None:
-        return "warning", f"{code}; {missing}: the processor will do"
+        return "warning", needs, f"{missing}: the processor will do"
     gpu = Device()
     try:
         library = select_library(part, gpu.arch)
         sizes, free = device_sizes(loaded.plan, part, ctx_size=ctx_size), gpu.free_memory()[0]
         sizes.require(free, gpu.name)
-        return "ok", f"{gpu.name} runs its {library.arch}, needs {sizes.total >> 20} of {free >> 20} MiB free"
+        return "ok", f"{needs}, {size(sizes.total)}", f"{gpu.name}, which runs its {library.arch}, {size(free)} free"
     except AirError as error:
-        return "warning", f"{error}"
+        return "warning", needs, f"{error}"
     finally:
         gpu.close()

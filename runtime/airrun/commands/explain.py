@@ -13,10 +13,11 @@ from airrun.built_here import was_built_here
 from airrun.commands.options import OptionParser
 from airrun.errors import PlanError
 from airrun.ledger import Sizes, gathered, sizes_of
-from airrun.machine.isa import LEVELS, missing, select_level
+from airrun.machine.isa import LEVELS, missing
 from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.schema import Kernel, Library, Plan, Program, Step
 from airrun.predict import CONTEXT, predict
+from airrun.requirements import choose_library, require
 
 
 def add_arguments(parser: OptionParser) -> None:
@@ -79,12 +80,11 @@ def describe(
     """
     plan = loaded.plan
     try:
-        level = select_level([library.isa for library in plan.libraries])
+        require(loaded)
+        library = choose_library(plan)
+        level, obstacle = library.isa, ""
     except PlanError as error:
-        level, obstacle = "", str(error)
-    else:
-        obstacle = ""
-    library = next((each for each in plan.libraries if each.isa == level), plan.libraries[0])
+        library, level, obstacle = plan.libraries[0], "", str(error)
     sizes = sizes_of(plan, threads=threads, ctx_size=ctx_size, library=library, ram=ram)
     return {
         "plan": {

@@ -216,12 +216,14 @@ class Kernel:
 class Library:
     """A shared object for one instruction set: segment `segment`, needing CPU `features`.
 
-    `arch` is one of `ARCHITECTURES`; `scratch_nbytes` of working memory for each worker.
+    `arch` is one of `ARCHITECTURES`; `calls` are the calls of the Linux kernel without which the code does not run, by
+    name; `scratch_nbytes` of working memory for each worker.
     """
 
     isa: str
     arch: str
     features: tuple[str, ...]
+    calls: tuple[str, ...]
     segment: int
     scratch_nbytes: int
 

@@ -122,8 +122,8 @@ def _code(plan: Plan) -> None:
         if plan.segments[library.segment].nbytes == 0:
             fail(f"{path}.segment", "is empty")
         one_of(f"{path}.arch", library.arch, ARCHITECTURES)
-        if not library.isa or not all(library.features):
-            fail(path, "has an empty name among isa and features")
+        if not library.isa or not all((*library.features, *library.calls)):
+            fail(path, "has an empty name among isa, features and calls")
         within(f"{path}.scratch_nbytes", library.scratch_nbytes, 0, MAX_NBYTES // MAX_THREADS)
     if len({(library.arch, library.isa) for library in plan.libraries}) < len(plan.libraries):
         fail("libraries", "has two for the same instruction set")

@@ -5,6 +5,7 @@ Addresses come from ctypes, and numpy is imported where an array is asked for: w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -39,7 +40,9 @@ class Region:
         length = -(-nbytes // _HUGE) * _HUGE if huge else self.nbytes
         self.memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-            self.memory.madvise(mmap.MADV_HUGEPAGE)
+            # kernels are built without huge pages, or without advice
+            with contextlib.suppress(OSError):
+                self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     @cached_property

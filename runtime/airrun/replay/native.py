@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -113,8 +114,8 @@ class Library:
 
 
 def _load(image: bytes | memoryview) -> ctypes.CDLL:
-    """dlopen bytes: through an anonymous file where the kernel has them, else a temporary one."""
-    if hasattr(os, "memfd_create"):
+    """dlopen bytes: through an anonymous file where the kernel has them and allows it, else a temporary one."""
+    with contextlib.suppress(OSError, AttributeError):
         # Never closed: the loader knows libraries by path, and under a reused number it would hand out the old one.
         # The library itself stays for the life of the process too.
         fd = os.memfd_create("airrun-kernels")

@@ -6,6 +6,7 @@ takes that, rows through it, because they are not aligned to anything.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import weakref
@@ -39,8 +40,8 @@ class WeightFiles:
         self._maps: list[MappedFile] = []
         for path in paths:
             self.descriptors.append(self._open(path, os.O_RDONLY))
-            if hasattr(os, "posix_fadvise"):
-                # a row is a few kilobytes, and its neighbours are not wanted
+            # a row is a few kilobytes, and its neighbours are not wanted; not every system takes advice
+            with contextlib.suppress(OSError, AttributeError):
                 os.posix_fadvise(self.descriptors[-1], 0, 0, os.POSIX_FADV_RANDOM)
         self._finalizer = weakref.finalize(self, _close, self.descriptors, self._streams)
         self._states = [self._state(fd) for fd in self.descriptors]

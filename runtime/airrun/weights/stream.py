@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import struct
 import threading
@@ -40,7 +41,7 @@ class _State(ctypes.Structure):
         ("tail", ctypes.c_int32),
         ("drop_cache", ctypes.c_int32),
         ("timeout_s", ctypes.c_int32),
-        ("reserved0", ctypes.c_int32),
+        ("page_nbytes", ctypes.c_int32),
         ("short_passes", ctypes.c_uint64),
         ("reserved1", ctypes.c_int64 * 6),
         ("next", ctypes.c_uint64),
@@ -115,6 +116,7 @@ class Stream:
         state.slot_nbytes, state.n_slots = ring.slot_nbytes, ring.n_slots
         state.n_chunks, state.tail = len(chunks), len(chunks) if tail is None else tail
         state.drop_cache, state.timeout_s = drop_cache and mode != "direct", TIMEOUT_S
+        state.page_nbytes = mmap.PAGESIZE
         self._threads: list[threading.Thread] = []
         self._broken = False
         self.pass_number = 0
