@@ -1,7 +1,7 @@
 """What kernels cost: rates measured one kernel at a time, from which the compiler predicts whole models.
 
-`calibration.toml` names the machine it was measured on. Other processors of the same instruction set differ by their
-clock and caches, so predictions for them are rougher.
+`calibration.toml` names the machine that a level was measured on. Other processors of the same instruction set differ
+by their clock and caches, so predictions for them are rougher.
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ class Calibration:
 def load_calibration(isa: str, path: Path = _FILE) -> Calibration | None:
     """The rates of an instruction set; None where it was never measured."""
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Calibration(tables["machine"], **tables[isa]) if isa in tables else None
+    return Calibration(**tables[isa]) if isa in tables else None

@@ -87,7 +87,9 @@ def seconds_of(engine: Engine, program: int, step: int, n_tokens: int) -> float:
     """Seconds of one call, best of several rounds of about 2 ms."""
     bound = engine._executor._programs[program]
     bound.set_rows(n_tokens, 1)
-    call = bound.calls[step : step + 1].copy()
+    # what reads rows of the embedding from the file comes before the first step
+    at = step + len(bound.calls) - len(engine.plan.programs[program].steps)
+    call = bound.calls[at : at + 1].copy()
     call["sync"] = 1
     repeat = 1
     while True:
@@ -159,8 +161,8 @@ def _barrier(alone: Engine, plan_path: Path) -> float:
 
 def _short_step(engine: Engine) -> float:
     """Seconds of a step of one task: first quartile of short rounds, so that few in it saw a thread lose its core."""
-    index = len(engine.plan.programs[0].steps) - 2
     bound = engine._executor._programs[0]
+    index = len(bound.calls) - 2
     bound.set_rows(1, 1)
     calls = np.repeat(bound.calls[index : index + 1], 100)
     calls["sync"] = 1
@@ -173,7 +175,6 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=FORMATS)
     args = parser.parse_args()
     print("# Rates of kernels on one thread, made by tests/bench/calibrate.py; see airschedules/calibration.py.")
-    print(f'machine = "{cpu_name()}, {detect().cpu.cores} cores"')
     with tempfile.TemporaryDirectory() as folder:
         for isa in args.isa:
             rates: dict[str, dict[str, float]] = {"decode": {}, "prefill": {}}
@@ -189,13 +190,14 @@ def main() -> None:
                             rates[phase][f"{form}/{activations}"] = work / seconds
                         elif op != "gather" or form == "Q8_0":
                             others.setdefault((phase, op), []).append(seconds / work)
-            print(f"\n[{isa}]\nsync = {sorted(barriers)[len(barriers) // 4]:.2e}")
+            print(f'\n["{isa}"]\nmachine = "{cpu_name()}, {detect().cpu.cores} cores"')
+            print(f"sync = {sorted(barriers)[len(barriers) // 4]:.2e}")
             for phase, table in rates.items():
-                print(f"\n[{isa}.{phase}]")
+                print(f'\n["{isa}".{phase}]')
                 for key, rate in table.items():
                     print(f'"{key}" = {rate:.3e}')
             for phase in rates:
-                print(f"\n[{isa}.element_{phase}]")
+                print(f'\n["{isa}".element_{phase}]')
                 for (kind, op), costs in sorted(others.items()):
                     if kind == phase:
                         print(f"{op} = {np.median(costs):.3e}")

@@ -27,8 +27,11 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-LEVELS = [level for level in host_levels() if level in ISAS]
+PRODUCT_LEVELS = [level for level in host_levels() if level in ISAS]
 """Instruction sets of this machine, best first."""
+
+LEVELS = [level for level in PRODUCT_LEVELS if level != "x86-64-v3+avxvnni"]
+"""Those whose kernels differ beyond products in integers."""
 
 EPS = 2.0**-24
 """Half a unit in the last place of a float32 near 1."""

@@ -9,7 +9,7 @@ import pytest
 from airrun.errors import PlanError
 from airrun.machine import isa
 
-V2, V3, V4 = "x86-64-v2", "x86-64-v3", "x86-64-v4"
+V2, V3, V3_VNNI, V4 = "x86-64-v2", "x86-64-v3", "x86-64-v3+avxvnni", "x86-64-v4"
 
 
 @pytest.fixture
@@ -47,10 +47,11 @@ def test_cpuinfo_of_unequal_processors_gives_what_all_have() -> None:
 
 
 def test_levels_contain_each_other() -> None:
-    assert list(isa.LEVELS) == [V4, V3, V2]
+    assert list(isa.LEVELS) == [V4, V3_VNNI, V3, V2]
     assert isa.LEVELS[V4] > isa.LEVELS[V3] > isa.LEVELS[V2]
     assert {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"} <= isa.LEVELS[V4]
     assert "avx512_vbmi" not in isa.LEVELS[V4]
+    assert isa.LEVELS[V3_VNNI] - isa.LEVELS[V3] == {"avx_vnni"}
 
 
 def test_levels_of_a_processor(processor: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,8 @@ def test_levels_of_a_processor(processor: pytest.MonkeyPatch) -> None:
     assert isa.missing(V4) == ["avx512_vnni", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"]
     processor.setattr(isa, "host_features", lambda: isa.LEVELS[V4] - {"avx512_vnni"})
     assert isa.host_levels() == [V3, V2]
+    processor.setattr(isa, "host_features", lambda: isa.LEVELS[V3_VNNI])
+    assert isa.host_levels() == [V3_VNNI, V3, V2]
     with pytest.raises(PlanError, match="unknown instruction set 'x86-64-v5'"):
         isa.missing("x86-64-v5")
 

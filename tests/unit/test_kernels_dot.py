@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from kernel_harness import LEVELS, Array, Kernels, Memory, fresh_rng, vector_isa
+from kernel_harness import PRODUCT_LEVELS, Array, Kernels, Memory, fresh_rng, vector_isa
 from tvm import tirx
 
 from airkernels.cpu.dot import CENTRE, centred
@@ -14,7 +14,7 @@ from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Kernel, define, splat, zeros
 from airkernels.formats import FORMATS, BlockFormat
 
-pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
+pytestmark = pytest.mark.skipif(not PRODUCT_LEVELS, reason="no kernels for this processor")
 
 N_WORDS = 13  # more than a sum in 16 bits takes at once, and odd
 CODE_MAXIMA = sorted({fmt.code_max << s for fmt in FORMATS.values() if isinstance(fmt, BlockFormat) for s in (0, 2, 4)})
@@ -36,7 +36,7 @@ def dot_kernel(name: str, isa: VectorIsa, code_max: int) -> tirx.PrimFunc:
     return define(name, body)
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=PRODUCT_LEVELS)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorIsa, Kernels]:
     isa = vector_isa(request.param)
     programs = {f"dot{m}": dot_kernel(f"dot{m}", isa, m) for m in CODE_MAXIMA}

@@ -142,7 +142,7 @@ def test_every_shipped_profile_is_complete() -> None:
             # the order of the hardware: a card's own memory is the fastest, a disk the slowest
             rates = [profile.tiers.vram, profile.tiers.ram, profile.tiers.bus, profile.tiers.disk]
             assert [tier.bandwidth for tier in rates] == sorted((tier.bandwidth for tier in rates), reverse=True)
-    assert load_target("cpu").cpu.isa == ("x86-64-v4", "x86-64-v3", "x86-64-v2")
+    assert load_target("cpu").cpu.isa == ("x86-64-v4", "x86-64-v3+avxvnni", "x86-64-v3", "x86-64-v2")
     archs = {name: gpu.arch for name in list_targets() if (gpu := load_target(name).gpu) is not None}
     nvidia = {"rtx3060": "sm_86", "rtx4090": "sm_89", "a100": "sm_80", "h100": "sm_90", "h200": "sm_90"}
     assert archs == nvidia | {"rx7900xtx": "gfx1100", "mi300x": "gfx942"}
@@ -160,7 +160,9 @@ def test_a_file_is_a_target_and_inherits_from_shipped_ones(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["rtx9999", "", "HOST"])
 def test_an_unknown_target_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="known: host, a100, cpu, h100, h200, mi300x, rtx3060, rtx4090, rx7900xtx"):
+    with pytest.raises(
+        UsageError, match="known: host, a100, cpu, h100, h200, mi300x, n100, rtx3060, rtx4090, rx7900xtx"
+    ):
         load_target(name)
 
 

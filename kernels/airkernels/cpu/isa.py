@@ -62,6 +62,7 @@ class VectorIsa:
 
 X86_64_V2 = VectorIsa("x86-64-v2", "x86-64-v2", (), 4, 16, Pmaddubsw(), False, False)
 X86_64_V3 = VectorIsa("x86-64-v3", "x86-64-v3", (), 8, 16, Pmaddubsw(), True, True)
+X86_64_V3_VNNI = VectorIsa("x86-64-v3+avxvnni", "x86-64-v3", ("+avxvnni",), 8, 16, Vpdpbusd(), True, True)
 X86_64_V4 = VectorIsa("x86-64-v4", "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
 
-ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V4)}
+ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4)}

@@ -19,10 +19,17 @@ from airrun.errors import PlanError
 
 _V2 = frozenset({"cx16", "pni", "ssse3", "sse4_1", "sse4_2", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+# AVX2 with the 8-bit dot product of AVX-512 VNNI: client processors that have no AVX-512
+_V3_VNNI = _V3 | {"avx_vnni"}
 # the psABI level and the 8-bit dot product, without which 512-bit integer kernels do not pay
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
 
-LEVELS: dict[str, frozenset[str]] = {"x86-64-v4": _V4, "x86-64-v3": _V3, "x86-64-v2": _V2}
+LEVELS: dict[str, frozenset[str]] = {
+    "x86-64-v4": _V4,
+    "x86-64-v3+avxvnni": _V3_VNNI,
+    "x86-64-v3": _V3,
+    "x86-64-v2": _V2,
+}
 """Levels by name, best first, with the processor flags each needs."""
 
 ENVIRONMENT = "AIR_ISA"
