@@ -142,6 +142,18 @@ def _tune(args: Namespace) -> int:
     return run(args)
 
 
+def _pack_arguments(parser: OptionParser) -> None:
+    from aircompile.pack_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _pack(args: Namespace) -> int:
+    from aircompile.pack_command import run
+
+    return run(args)
+
+
 def _demo(args: Namespace) -> int:
     from aircompile.demo_command import run
 
@@ -154,5 +166,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[OptionParser], None], Callable[[Namesp
     "targets": ("list the machines that --target knows", _no_arguments, _targets),
     "probe": ("measure this machine and write its profile", _probe_arguments, _probe),
     "tune": ("measure kernels on this machine's GPU for later builds", _tune_arguments, _tune),
+    "pack": ("bundle a plan and its weights for another machine", _pack_arguments, _pack),
     "demo": ("fetch a small model, compile it and run it", _no_arguments, _demo),
 }

@@ -17,6 +17,7 @@ from aircompile.memory_plan import place
 from aircompile.passes import PASSES
 from aircompile.passes.options import Activations, PassOptions
 from airkernels.cpu.isa import ISAS, VectorIsa
+from airrun import __version__
 from airrun.built_here import remember_plan
 from airrun.errors import UsageError
 from airrun.ledger import sizes_of
@@ -27,7 +28,7 @@ from airrun.plan.schema import Choice, Plan, Segment
 from airrun.tokenizer.metadata import spec_from_metadata
 from airrun.tokenizer.wire import spec_to_bytes
 
-GENERATOR = "aircompile 0.1.0"
+GENERATOR = f"aircompile {__version__}"
 
 _DEFAULT_CONTEXT = 4096
 

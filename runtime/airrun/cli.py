@@ -15,6 +15,7 @@ COMMANDS = {
     "probe": "measure this machine and write its profile",
     "explain": "show where a plan's bytes and time go",
     "doctor": "check that a plan can run here",
+    "verify": "check a package against its manifest, and unpack it",
 }
 
 _DESCRIPTION = """\

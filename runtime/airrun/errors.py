@@ -27,5 +27,9 @@ class BudgetError(AirError):
     """A memory budget in which the plan cannot run."""
 
 
+class PackageError(AirError):
+    """A package that is damaged, hostile or incomplete."""
+
+
 class UsageError(AirError):
     """A request that contradicts itself or its limits (empty prompt, token id out of range, full context)."""

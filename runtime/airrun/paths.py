@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from airrun.errors import UsageError
 
@@ -47,12 +48,25 @@ def write_atomic(path: Path, data: bytes) -> None:
     UsageError
         The folder cannot be written to, or the disk is full; the old content is still there.
     """
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """`write_atomic` piece by piece: what is written takes the place of the file when the block ends without an error.
+
+    Raises
+    ------
+    UsageError
+        The folder cannot be written to, or the disk is full; the old content is still there.
+    """
     ensure_dir(path.parent)
     # not tempfile: its files are for their owner only, and a profile is for whoever may read the folder
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
