@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,10 +30,17 @@ LEVELS: dict[str, frozenset[str]] = {
     "x86-64-v3+avxvnni": _V3_VNNI,
     "x86-64-v3": _V3,
     "x86-64-v2": _V2,
+    "armv8-a+i8mm": frozenset({"asimd", "asimddp", "i8mm"}),
+    "armv8-a+dotprod": frozenset({"asimd", "asimddp"}),
+    "armv8-a": frozenset({"asimd"}),
 }
 """Levels by name, best first, with the processor flags each needs."""
 
 ENVIRONMENT = "AIR_ISA"
+
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+# flag -> type of the auxiliary vector's entry and bit in it (arch/arm64/include/uapi/asm/hwcap.h)
+_HWCAPS = {"asimd": (_AT_HWCAP, 1), "asimddp": (_AT_HWCAP, 20), "i8mm": (_AT_HWCAP2, 13)}
 
 # numpy's names, where /proc/cpuinfo is not at hand. It does not report every flag in every version.
 _NUMPY_NAMES = {
@@ -69,11 +77,28 @@ def machine() -> str:
 @lru_cache(maxsize=1)
 def host_features() -> frozenset[str]:
     """Flags of this processor that the operating system has enabled, under their ``/proc/cpuinfo`` names."""
+    if machine() == "aarch64":
+        return _auxiliary_features()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return _numpy_features()
     return parse_cpuinfo(text) or _numpy_features()
+
+
+def _auxiliary_features() -> frozenset[str]:
+    """What the kernel tells every process on ARM. ``/proc/cpuinfo`` is that of the host where this one is emulated."""
+    try:
+        raw = Path("/proc/self/auxv").read_bytes()
+    except OSError:
+        return frozenset()
+    return parse_auxiliary_vector(raw)
+
+
+def parse_auxiliary_vector(raw: bytes) -> frozenset[str]:
+    """The flags of an aarch64 ``/proc/self/auxv`` that levels need: pairs of 64-bit numbers, a type and a value."""
+    values = dict(struct.iter_unpack("<QQ", raw[: len(raw) // 16 * 16]))
+    return frozenset(flag for flag, (kind, bit) in _HWCAPS.items() if values.get(kind, 0) >> bit & 1)
 
 
 def parse_cpuinfo(text: str) -> frozenset[str]:
