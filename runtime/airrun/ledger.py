@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from airrun.errors import BudgetError, UsageError
 from airrun.plan.schema import INPUTS, KvCache, Library, Plan
+from airrun.records import record
 from airrun.requirements import choose_library
 from airrun.weights.residency import Residency, keep, matrix_span_nbytes, nothing_kept, resident
 
@@ -44,7 +44,7 @@ _FREE_SHARE = 0.9
 """Of the memory that is available, what a run without a budget takes at most before it streams weights instead."""
 
 
-@dataclass(frozen=True)
+@record
 class InputArray:
     """One of `schema.INPUTS`: element type, shape, and place in the region of inputs."""
 
@@ -54,7 +54,7 @@ class InputArray:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record
 class Sizes:
     """What a run allocates, in bytes unless it says otherwise.
 
@@ -204,14 +204,14 @@ def sizes_of(
 
 def _available(whole: Sizes) -> int | None:
     """The budget where none was given: None if everything fits what is free."""
-    from airrun.machine.system import available_ram
+    from airrun.machine.ram import available_ram
 
     available = available_ram()
     # a context may never fill, so that its cache alone is no reason to stream
     return None if not available or whole.total - whole.kv <= available else int(_FREE_SHARE * available)
 
 
-@dataclass(frozen=True)
+@record
 class _Run:
     """A plan and the numbers of a run that are settled before its budget is."""
 

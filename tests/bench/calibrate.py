@@ -85,7 +85,7 @@ def write_model(path: Path, form: str) -> None:
 
 def seconds_of(engine: Engine, program: int, step: int, n_tokens: int) -> float:
     """Seconds of one call, best of several rounds of about 2 ms."""
-    bound = engine._executor._programs[program]
+    bound = engine._executor._program(program)
     bound.set_rows(n_tokens, 1)
     # what reads rows of the embedding from the file comes before the first step
     at = step + len(bound.calls) - len(engine.plan.programs[program].steps)
@@ -161,7 +161,7 @@ def _barrier(alone: Engine, plan_path: Path) -> float:
 
 def _short_step(engine: Engine) -> float:
     """Seconds of a step of one task: first quartile of short rounds, so that few in it saw a thread lose its core."""
-    bound = engine._executor._programs[0]
+    bound = engine._executor._program(0)
     index = len(bound.calls) - 2
     bound.set_rows(1, 1)
     calls = np.repeat(bound.calls[index : index + 1], 100)

@@ -16,7 +16,7 @@ from airrun import cli
 from airrun.commands import bench
 from airrun.engine import Engine
 from airrun.errors import PlanError
-from airrun.machine.system import available_ram
+from airrun.machine.ram import available_ram
 from airrun.replay.native import Library
 from airrun.session import Session
 

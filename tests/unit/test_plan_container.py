@@ -16,7 +16,9 @@ import pytest
 from plan_sample import sample
 
 import fuzz_plan
+from airrun.built_here import remember_plan
 from airrun.errors import AirError, PlanError
+from airrun.plan import container
 from airrun.plan.codec import PLAN_CODEC
 from airrun.plan.container import MAX_INDEX_NBYTES, content_digest, decode_plan, encode_plan, read_plan, write_plan
 from airrun.plan.schema import FORMAT_VERSION, Segment
@@ -72,6 +74,34 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert [(s.name, s.nbytes) for s in loaded.plan.segments] == [
         (s.name, len(data)) for s, data in zip(PLAN.segments, SEGMENTS, strict=True)
     ]
+
+
+def test_a_plan_that_is_cut_off_after_it_was_opened_stays_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m.plan.bin"
+    write_plan(path, PLAN, SEGMENTS)
+    loaded = read_plan(path)
+    os.truncate(path, 0)
+    assert [bytes(loaded.segment(i)) for i in range(len(SEGMENTS))] == SEGMENTS
+
+
+def test_what_was_verified_when_it_was_built_is_not_verified_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRCOMPILE_HOME", str(tmp_path / "home"))
+    verifications: list[object] = []
+    monkeypatch.setattr(container, "verify", verifications.append)
+    path = tmp_path / "m.plan.bin"
+    path.write_bytes(DATA)
+    digest = read_plan(path).digest
+    assert len(verifications) == 1
+    remember_plan(digest)
+    assert read_plan(path).plan == verifications.pop()
+    assert not verifications
+    damaged = bytearray(DATA)
+    damaged[5000] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(PlanError, match="damaged"):
+        read_plan(path)
 
 
 def test_the_format_is_what_its_description_says() -> None:
@@ -256,6 +286,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
     ]:
         with pytest.raises(PlanError, match=message):
             read_plan(path)
+    path = tmp_path / "sparse"
+    path.write_bytes(DATA)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(PlanError, match="plan of 1099511627776 bytes, at most"):
+        read_plan(path)
 
 
 def test_loading_is_fast(tmp_path: Path) -> None:

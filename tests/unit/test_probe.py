@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from airrun.errors import UsageError
-from airrun.machine import probe, system
+from airrun.machine import probe, ram, system
 from airrun.machine.profile import load_profile
 
 MIB = 1 << 20
@@ -109,16 +109,16 @@ def test_places_that_cannot_be_written_are_named(short: Path) -> None:
 
 
 def test_memory_limits_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = system.total_ram()
+    installed = ram.total_ram()
     (tmp_path / "outer" / "inner").mkdir(parents=True)
     (tmp_path / "outer" / "memory.max").write_text("1048576\n")
     (tmp_path / "outer" / "inner" / "memory.max").write_text("max\n")
-    real = system._read
-    monkeypatch.setattr(system, "_CGROUP_ROOT", tmp_path)
+    real = ram.read_text
+    monkeypatch.setattr(ram, "_CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(
-        system, "_read", lambda path: "0::/outer/inner" if path == Path("/proc/self/cgroup") else real(path)
+        ram, "read_text", lambda path: "0::/outer/inner" if path == Path("/proc/self/cgroup") else real(path)
     )
-    assert system.total_ram() == 1048576 < installed
+    assert ram.total_ram() == 1048576 < installed
 
 
 def test_detection_agrees_with_the_system() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import FrozenInstanceError, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, is_dataclass, replace
 
 import pytest
 
-from airrun.records import record
+from airrun.records import instances, record
 
 
 @record
@@ -64,3 +64,58 @@ def test_a_record_cannot_be_changed() -> None:
 def test_fields_are_given_exactly_once(args: tuple[object, ...], named: dict[str, object]) -> None:
     with pytest.raises(TypeError, match="x, name"):
         Point(*args, **named)  # type: ignore[arg-type]
+
+
+@record(frozen=False)
+class Basket:
+    name: str
+    items: list[int] = field(default_factory=list)
+    size: int = 3
+
+
+@record(kw_only=True)
+class Base:
+    x: int = 1
+
+    def __post_init__(self) -> None:
+        if self.x < 0:
+            raise ValueError("negative")
+
+
+@record(kw_only=True)
+class Derived(Base):
+    y: int = 2
+
+
+def test_defaults_are_those_of_dataclasses() -> None:
+    first, second = Basket("a"), Basket("b", size=4)
+    first.items.append(1)
+    first.size = 5
+    assert (first, second) == (Basket("a", [1], 5), Basket("b", [], 4))
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(first)
+    with pytest.raises(TypeError, match="lacks name"):
+        Basket(size=1)  # type: ignore[call-arg]
+
+
+def test_fields_that_are_only_named_are_inherited_and_checked() -> None:
+    assert (Derived(y=5).x, Derived(x=7).y, replace(Derived(y=5), x=3)) == (1, 2, Derived(x=3, y=5))
+    with pytest.raises(TypeError, match="x, y"):
+        Derived(1)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="negative"):
+        Derived(x=-1)
+
+
+def test_records_without_value_equality_are_themselves() -> None:
+    @record(eq=False)
+    class Thing:
+        x: int
+
+    thing = Thing(1)
+    assert thing != Thing(1) and {thing: 1}[thing] == 1
+
+
+def test_instances_of_rows() -> None:
+    assert instances(Point, [(1, "a"), (2, "b")]) == [Point(1, "a"), Point(2, "b")]
+    with pytest.raises(ValueError, match="zip"):
+        instances(Point, [(1,)])

@@ -44,16 +44,18 @@ def open_engine(path: str, model: Sequence[str] = (), **options: Any) -> Engine:
         raise ModelFileError(f"{path}: {error.strerror}") from None
     # nothing here calls BLAS, whose threads cost more to start than all of ours together
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from airrun.engine import Engine
-
     if is_gguf or suffix == ".gguf":
         if model:
             raise UsageError(f"--model gives the weights of a plan, but {path} is a model itself")
+        from airrun.engine import Engine
+
         return Engine.from_gguf(path, **options)
     _announce(path)
     # what is made here lives as long as the process: the collector would look through it again and again, and at exit
     gc.disable()
     try:
+        from airrun.engine import Engine
+
         return Engine.from_plan(path, list(model) or None, **options)
     finally:
         gc.freeze()

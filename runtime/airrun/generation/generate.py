@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from airrun.errors import UsageError
 from airrun.generation.sampler_config import SamplerConfig
 from airrun.generation.stopping import StopFilter
+from airrun.records import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ FinishReason = Literal["eos", "stop", "length", "context", "cancelled", "unfinis
 _CANCEL_INTERVAL = 256
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(kw_only=True)
 class GenerateConfig(SamplerConfig):
     """A `SamplerConfig` (temperature, top_k, ..., seed) and when to stop.
 
@@ -67,7 +68,7 @@ class GenerateConfig(SamplerConfig):
         object.__setattr__(self, "stop", stops)
 
 
-@dataclass
+@record(frozen=False)
 class GenerateResult:
     """What one generation did.
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from airrun.errors import UsageError
+from airrun.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(kw_only=True)
 class SamplerConfig:
     """How the next token is chosen; defaults and semantics are llama.cpp's.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -70,7 +69,8 @@ _NUMPY_NAMES = {
 
 def machine() -> str:
     """The processor architecture under its Linux name: ``x86_64``, ``aarch64``, ..."""
-    name = platform.machine().lower()
+    # not the module `platform` where there is a shorter way: every start would pay for its import
+    name = (os.uname().machine if hasattr(os, "uname") else importlib.import_module("platform").machine()).lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 

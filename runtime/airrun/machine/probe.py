@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from airrun.errors import UsageError
 from airrun.machine.profile import Disk, Profile, Tier
-from airrun.machine.system import available_ram, detect
+from airrun.machine.ram import available_ram
+from airrun.machine.system import detect
 from airrun.paths import cache_dir, ensure_dir, host_profile_path, write_atomic
 
 Report = Callable[[str], None]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from airrun.machine import isa
 from airrun.machine.profile import Cpu, Disk, Profile, Tier, Tiers, parse_bytes
+from airrun.machine.ram import read_text, total_ram
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CPU_ROOT = Path("/sys/devices/system/cpu")
 
 
@@ -26,7 +26,10 @@ def detect_cpu() -> Cpu:
     """Architecture, instruction sets, and the cores and caches this process may use."""
     allowed = allowed_cpus()
     cores = {
-        (_read(_CPU_ROOT / f"cpu{n}/topology/physical_package_id"), _read(_CPU_ROOT / f"cpu{n}/topology/core_id") or n)
+        (
+            read_text(_CPU_ROOT / f"cpu{n}/topology/physical_package_id"),
+            read_text(_CPU_ROOT / f"cpu{n}/topology/core_id") or n,
+        )
         for n in allowed
     }
     caches = _caches(min(allowed))
@@ -66,68 +69,22 @@ def cpu_name() -> str:
 
 def _cpuinfo(wanted: str) -> str:
     """A value of the first processor in /proc/cpuinfo; empty if it is not there."""
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
+    for line in read_text(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == wanted:
             return value.strip()
     return ""
 
 
-def total_ram() -> int:
-    """Bytes of RAM this process may use: the machine's, or the limit of its memory cgroup if that is lower."""
-    try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        installed = 0
-    return min([installed, *_cgroup_limits()])
-
-
-def available_ram() -> int:
-    """Bytes that can be allocated now without swapping; `total_ram` where the system does not say."""
-    total = total_ram()
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        if line.startswith("MemAvailable:"):
-            return min(total, int(line.split()[1]) * 1024)
-    return total
-
-
-def _cgroup_limits() -> list[int]:
-    """Memory limits of this process's control groups and of those above them, versions 1 and 2."""
-    limits = []
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, name = _CGROUP_ROOT, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = _CGROUP_ROOT / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            text = _read(folder / name)
-            if text.isdigit():
-                limits.append(int(text))
-            if folder == root:
-                break
-    return limits
-
-
 def _caches(cpu: int) -> dict[str, int]:
     """Sizes in bytes of the data caches of a processor, and the line size."""
     found: dict[str, int] = {}
     for index in sorted(_CPU_ROOT.glob(f"cpu{cpu}/cache/index*")):
-        level, size = _read(index / "level"), _read(index / "size")
-        if _read(index / "type") == "Instruction" or not level or not size:
+        level, size = read_text(index / "level"), read_text(index / "size")
+        if read_text(index / "type") == "Instruction" or not level or not size:
             continue
         # the kernel writes 32K for 32 KiB
         found["l1d" if level == "1" else f"l{level}"] = parse_bytes(size.removesuffix("K") + "KiB")
-        if (line := _read(index / "coherency_line_size")).isdigit():
+        if (line := read_text(index / "coherency_line_size")).isdigit():
             found["line"] = int(line)
     return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

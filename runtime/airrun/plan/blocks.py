@@ -9,10 +9,10 @@ scales + quants so that they can be read against those structures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from airrun.records import record
 
 
-@dataclass(frozen=True)
+@record
 class BlockType:
     """One storage format of tensor elements.
 

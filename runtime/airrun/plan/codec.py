@@ -17,13 +17,14 @@ import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, Generic, NoReturn, TypeVar
 
 from airrun.errors import PlanError
 from airrun.plan.checks import fail, show
 from airrun.plan.schema import Operand, Plan
+from airrun.records import instances, record
 
 MAX_ITEMS = 1 << 20
 """Entries of one array; the largest model known needs a few thousand."""
@@ -40,7 +41,7 @@ Where = Callable[[int], str]
 """The path of entry `i` of a column, for messages."""
 
 
-@dataclass
+@record(frozen=False)
 class _Pools:
     """The pools of one document: decoded entries by class; when encoding, rows and where each was put."""
 
@@ -177,7 +178,7 @@ class _Record(_Kind):
             kind.decode(values, _member(where, name), pools)
             for (name, kind), values in zip(self.members, raw, strict=True)
         ]
-        return list(map(self.cls, *columns))
+        return instances(self.cls, zip(*columns, strict=True))
 
 
 class _Pooled(_Kind):
@@ -216,7 +217,8 @@ class _Pooled(_Kind):
 class Codec(Generic[T]):
     """Encoder and decoder of dataclass `cls` and everything in it; equal objects of the `pooled` classes are shared.
 
-    Fields may be str, int, float, bool, dataclasses, and tuples of any length of one of these.
+    Fields may be str, int, float, bool, dataclasses, and tuples of any length of one of these. Annotations must be
+    types and not text: the modules that declare such classes do without ``from __future__ import annotations``.
 
     Raises
     ------
@@ -241,9 +243,8 @@ class Codec(Generic[T]):
         if not (isinstance(annotation, type) and is_dataclass(annotation)):
             raise TypeError(f"{annotation} cannot be the type of a field of a plan")
         if annotation not in self._records:
-            hints = typing.get_type_hints(annotation)
-            record = _Record(annotation, tuple((f.name, self._kind(hints[f.name])) for f in fields(annotation)))
-            self._records[annotation] = _Pooled(record) if annotation in self._pooled else record
+            kind = _Record(annotation, tuple((f.name, self._kind(f.type)) for f in fields(annotation)))
+            self._records[annotation] = _Pooled(kind) if annotation in self._pooled else kind
         return self._records[annotation]
 
     def encode(self, value: T) -> dict[str, Any]:

@@ -15,34 +15,37 @@ are equal files.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from airrun.built_here import was_built_here
 from airrun.errors import PlanError
 from airrun.paths import write_atomic
 from airrun.plan.checks import show
 from airrun.plan.codec import PLAN_CODEC
 from airrun.plan.schema import FORMAT_VERSION, Plan, Segment
 from airrun.plan.verify import verify, verify_rope_axis
+from airrun.records import record
 
 MAGIC = b"AIRPLAN\0"
 ALIGNMENT = 4096
 MAX_INDEX_NBYTES = 1 << 26
 """Of the inflated index; a model of 100 layers needs about half a megabyte."""
+MAX_PLAN_NBYTES = 1 << 30
+"""Of the file, which is read whole; code for several processors and GPUs takes some megabytes."""
 
 _VERSION = struct.Struct("<8sI")
 _HEADER = struct.Struct("<8sII6Q32s")
 _DIGEST_AT = _HEADER.size - 32
 
 
-@dataclass(frozen=True)
+@record
 class LoadedPlan:
-    """A verified plan; its segments stay mapped as long as this object or a view of one lives.
+    """A verified plan, in memory: what happens to its file later does not matter.
 
     `digest` is the SHA-256 of the contents in hex, the identity of the plan.
     """
@@ -50,7 +53,7 @@ class LoadedPlan:
     plan: Plan
     digest: str
     path: Path
-    _data: memoryview = field(repr=False)
+    _data: memoryview
 
     def segment(self, index: int) -> memoryview:
         """The bytes of segment `index`, read-only and not copied."""
@@ -116,8 +119,16 @@ def content_digest(data: bytes | bytearray | memoryview) -> bytes:
     return digest.digest()
 
 
-def decode_plan(data: bytes | mmap.mmap, path: Path) -> LoadedPlan:
-    """Check a plan file in memory; `path` is for messages and for `LoadedPlan.path`.
+def decode_plan(data: bytes, path: Path, *, verified: Callable[[str], bool] = lambda digest: False) -> LoadedPlan:
+    """Check a plan file in memory.
+
+    Parameters
+    ----------
+    path
+        For messages and for `LoadedPlan.path`.
+    verified
+        Whether the numbers of the plan with this digest (hex) are known to be consistent: then they are not verified
+        again. That nothing is damaged is always checked.
 
     Raises
     ------
@@ -127,6 +138,10 @@ def decode_plan(data: bytes | mmap.mmap, path: Path) -> LoadedPlan:
     view = memoryview(data)
     try:
         plan, digest = _decode(view)
+        if not verified(digest):
+            verify(plan)
+            constants = plan.segments[plan.constants_segment]
+            verify_rope_axis(plan, view[constants.offset : constants.offset + constants.nbytes])
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
     return LoadedPlan(plan, digest, path, view)
@@ -161,9 +176,6 @@ def _decode(view: memoryview) -> tuple[Plan, str]:
         raise PlanError(f"index at {index_offset} of {index_nbytes} bytes does not end the file of {total} bytes")
     plan = PLAN_CODEC.loads(_inflate(view[index_offset:total], inflated_nbytes))
     _check_segments(plan, view, index_offset)
-    verify(plan)
-    constants = plan.segments[plan.constants_segment]
-    verify_rope_axis(plan, view[constants.offset : constants.offset + constants.nbytes])
     return plan, digest.hex()
 
 
@@ -221,12 +233,15 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, segments: Sequence[byte
 
 
 def read_plan(path: str | os.PathLike[str]) -> LoadedPlan:
-    """Map, check and decode a plan file.
+    """Read, check and decode a plan file.
+
+    It is read and not mapped: from a file that is cut off while it is mapped, the next access would end the process.
 
     Returns
     -------
     LoadedPlan
-        The plan, with every number in range as `airrun.plan.verify` says.
+        The plan, with every number in range as `airrun.plan.verify` says; a plan that was built on this machine was
+        verified when it was written, and its digest says that it is still the same.
 
     Raises
     ------
@@ -236,12 +251,15 @@ def read_plan(path: str | os.PathLike[str]) -> LoadedPlan:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            data: bytes | mmap.mmap = b""
-            if os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = file.read(len(MAGIC))
+            if data == MAGIC:  # anything else may be large, and is refused by its first bytes
+                nbytes = os.fstat(file.fileno()).st_size
+                if nbytes > MAX_PLAN_NBYTES:
+                    raise PlanError(f"{path}: plan of {nbytes} bytes, at most {MAX_PLAN_NBYTES} are allowed")
+                data += file.read(nbytes - len(data))
     except (OSError, ValueError) as error:
         raise PlanError(f"{path}: cannot read the plan: {getattr(error, 'strerror', None) or error}") from None
-    return decode_plan(data, path)
+    return decode_plan(data, path, verified=was_built_here)
 
 
 def _aligned(n: int) -> int:

@@ -5,8 +5,6 @@ on the processor never decodes it; the machine code is in further segments, one 
 geometry, rotary frequencies, constants and the tokenizer are those of the plan around it.
 """
 
-from __future__ import annotations
-
 from airrun.plan.codec import Codec
 from airrun.plan.schema import Buffer, Kernel, Operand
 from airrun.records import record

@@ -4,8 +4,6 @@ A plan is a template that holds for every memory budget and every number of toke
 it into addresses. References between tables are indices, checked when a plan is loaded.
 """
 
-from __future__ import annotations
-
 from airrun.records import record
 
 FORMAT_VERSION = 2

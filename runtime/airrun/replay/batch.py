@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
+
+from airrun.records import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     Embeddings = npt.NDArray[np.float32]
 
 
-@dataclass
+@record(frozen=False)
 class BatchSequence:
     """What one sequence adds to a batch.
 
@@ -49,7 +51,7 @@ class BatchSequence:
         return len(self.embeddings)
 
 
-@dataclass
+@record(frozen=False)
 class Batch:
     """Sequences evaluated together, in order; tokens of a sequence are neighbours.
 

@@ -8,7 +8,6 @@ reads them from the file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from airrun.plan.chunks import is_bank, n_matrices
 from airrun.plan.schema import POINTERS_PER_STEP, Operand, Plan, Program, Step
+from airrun.records import record
 from airrun.replay.native import CALL, Call, Library, pack_calls
 from airrun.weights.expert_banks import demands
 from airrun.weights.resident import Weights, fetch_of
@@ -40,7 +40,7 @@ Addresses = Mapping[str, Sequence[int]]
 """Address of every entry of every operand space but the weights."""
 
 
-@dataclass
+@record(frozen=False, eq=False)
 class BoundProgram:
     """The calls of one program, ready to run.
 
@@ -117,7 +117,7 @@ class Binder:
         experts: ExpertCache | None = None,
     ) -> None:
         self._plan, self._library, self._weights, self._residency = plan, library, weights, residency
-        self._addresses, self._row_numbers = addresses, row_numbers
+        self._addresses, self._row_numbers = dict(addresses), row_numbers
         self._experts = experts
         self._segments = residency.segments()
         self._pointers: dict[int, int] = {}
@@ -162,6 +162,11 @@ class Binder:
             tokens_per_task=np.array([each.tokens_per_task for each in bound], np.int64),
             output_rows=np.array([step.rows == "outputs" for step in steps], np.bool_),
         )
+
+    def move_logits(self, address: int) -> None:
+        """Give the logits a new address in what is bound from now on."""
+        self._addresses["logits"] = [address]
+        self._pointers.clear()
 
     def _step(self, step: Step, streamed: list[int]) -> Iterator[_Bound]:
         first = step.operands[0]

@@ -91,14 +91,11 @@ class Executor:
         }
         self.experts = self._open_experts(sizes, load_mode)
         row_numbers = self._inputs.row_numbers
-        binder = Binder(plan, library, weights, sizes.residency, addresses, row_numbers, self.experts)
-        self._programs = [binder.bind(program) for program in plan.programs]
-        for program in self._programs:
-            team.adopt(program.calls)
+        self._binder = Binder(plan, library, weights, sizes.residency, addresses, row_numbers, self.experts)
+        self._bound: dict[int, BoundProgram] = {}
         hidden = plan.buffers[plan.model.hidden]
         rows = self._arena.array("<f4", (n, hidden.nbytes // 4), hidden.offset * n)
         self._hidden = rows[:, : plan.model.n_embd]
-        self._decode = self._programs[0]
         self.streamed = self._open_stream(sizes, load_mode)
         self.work: dict[str, float] = {
             "prefill_tokens": 0,
@@ -117,9 +114,10 @@ class Executor:
 
     def _open_stream(self, sizes: Sizes, mode: LoadMode) -> StreamedReplay | None:
         """The stream of what is not kept. All programs use it in the same order, of which the plan was verified."""
-        numbers, residency = self._decode.streamed, sizes.residency
-        if not numbers:
+        residency = sizes.residency
+        if not residency.streams or not self._program(0).streamed:
             return None
+        numbers = self._program(0).streamed
         source = Stream(
             self._library,
             self._files,
@@ -127,7 +125,7 @@ class Executor:
             Ring(residency.n_slots, residency.slot_nbytes),
             mode=mode,
             readers=self.plan.stream.readers,
-            tail=self._decode.tail,
+            tail=self._program(0).tail,
         )
         return StreamedReplay(self.plan, self._team, source, self._files)
 
@@ -138,7 +136,7 @@ class Executor:
         touched here comes from memory: what `run` does takes ten times as long as it would in a loop of its own.
         """
         started = perf_counter()
-        program = self._decode
+        program = self._program(0)
         if program.rows != (1, 1):
             program.set_rows(1, 1)
         self._inputs.write_one(memory, cell, token)
@@ -163,9 +161,8 @@ class Executor:
         started = perf_counter()
         n_tokens, n_outputs = batch.n_tokens, batch.n_outputs
         assert 0 < n_tokens <= self.max_tokens and len(batch.sequences) <= self.max_sequences
-        index = next(i for i, p in enumerate(self._programs) if n_tokens <= p.max_tokens)
-        program = self._programs[index]
         self._room_for_outputs(n_outputs)
+        program = self._program(next(i for i, p in enumerate(self.plan.programs) if n_tokens <= p.max_tokens))
         embedded = self._fill(batch)
         program.set_rows(n_tokens, n_outputs)
         first = program.first_after_embed if embedded else 0
@@ -210,6 +207,14 @@ class Executor:
     def _finish_loading(self, loading: Loading) -> None:
         loading.finish(self._team)
         self._loading = None
+
+    def _program(self, index: int) -> BoundProgram:
+        """A program of the plan, bound when it is used first: few runs need all, and a first token needs one."""
+        found = self._bound.get(index)
+        if found is None:
+            found = self._bound[index] = self._binder.bind(self.plan.programs[index])
+            self._team.adopt(found.calls)
+        return found
 
     def count_accepted(self) -> None:
         """Count a guess that was right as a decoded token."""
@@ -263,7 +268,8 @@ class Executor:
             return
         self._max_outputs = n
         self._logits = Region(self._logits_nbytes * n)
-        for program in self._programs:
+        self._binder.move_logits(self._logits.address)
+        for program in self._bound.values():
             program.move_logits(self._logits.address)
         self._row = self._logits_view(1)
 

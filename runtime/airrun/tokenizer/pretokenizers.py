@@ -6,10 +6,10 @@ ones of the models' own `tokenizer.json`: the GGUF ecosystem is what a user comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from airrun.errors import UnsupportedError
+from airrun.records import record
 from airrun.tokenizer.splitting import (
     SplitText,
     Step,
@@ -61,7 +61,7 @@ def _cased_words(upper: str, lower: str, ending: str, digits: str) -> str:
     return rf"{lead}{upper}*{lower}+{ending}|{lead}{upper}+{lower}*{ending}|{digits}|{_MARKS}[\r\n/]*|{_SPACES}"
 
 
-@dataclass(frozen=True)
+@record
 class PreTokenizer:
     """One pre-tokenizer and the tokenizer settings that llama.cpp ties to its name.
 

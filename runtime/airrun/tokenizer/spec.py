@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from airrun.records import record
 from airrun.tokenizer.strings import PackedStrings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class MergeTable:
     """BPE merges over symbol ids, ordered by (left, right) so that a pair is found by bisection.
 
@@ -75,7 +75,7 @@ class MergeTable:
         return cls(none, none, none, none, PackedStrings.pack([]), none)
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class TokenizerSpec:
     """A tokenizer as data.
 

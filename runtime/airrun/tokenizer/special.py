@@ -7,11 +7,11 @@ its text, as in llama.cpp's `llama_vocab::impl::load`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airrun.records import record
 from airrun.tokenizer.spec import TokenType
 
 # In order of preference where several are in the vocabulary.
@@ -92,7 +92,7 @@ _END_OF_GENERATION = (
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-@dataclass(frozen=True)
+@record
 class SpecialTokens:
     """Special tokens of a vocabulary; `ids` is keyed like the GGUF ids plus what was found by text."""
 

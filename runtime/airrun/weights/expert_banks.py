@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from airrun.plan.chunks import Chunk, chunks_of, is_bank, n_matrices
 from airrun.plan.schema import Plan, Program
+from airrun.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Bank:
     """A bank: its number in `plan.weights`, its matrices, and the chunk that is the first of them.
 

@@ -8,13 +8,14 @@ between what is streamed, so that reading goes on while kept weights are compute
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
 from airrun.plan.chunks import Chunk, chunks_of, is_bank
 from airrun.plan.schema import Plan
+from airrun.records import record
 from airrun.weights.expert_banks import banks_of, chosen_nbytes, least_slots, slot_nbytes
 
 PAGE = 4096
@@ -40,7 +41,7 @@ class Segment(NamedTuple):
     chunk: int
 
 
-@dataclass(frozen=True)
+@record
 class Residency:
     """What is kept of the weights of a plan.
 
