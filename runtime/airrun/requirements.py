@@ -11,7 +11,6 @@ import platform
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from airrun.errors import PlanError
@@ -19,9 +18,10 @@ from airrun.machine import isa, kernel_calls
 from airrun.plan.container import LoadedPlan
 from airrun.plan.elf import largest_page
 from airrun.plan.schema import Library, Plan
+from airrun.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Requirement:
     """One thing that a plan needs, and what there is of it here."""
 

@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from airrun.errors import UsageError
 from airrun.machine.profile import Disk, Profile, Tier
-from airrun.machine.ram import available_ram
 from airrun.machine.system import detect
+from airrun.machine.system.ram import available_ram
 from airrun.paths import cache_dir, ensure_dir, host_profile_path, write_atomic
 
 Report = Callable[[str], None]
