@@ -204,7 +204,7 @@ def sizes_of(
 
 def _available(whole: Sizes) -> int | None:
     """The budget where none was given: None if everything fits what is free."""
-    from airrun.machine.system.ram import available_ram
+    from airrun.ram import available_ram
 
     available = available_ram()
     # a context may never fill, so that its cache alone is no reason to stream

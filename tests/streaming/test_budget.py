@@ -81,10 +81,10 @@ def test_less_memory_than_the_model_streams_it(monkeypatch: pytest.MonkeyPatch) 
     """Without a budget, what is available decides."""
     plan = big_plan()
     whole = sizes_of(plan, library=plan.libraries[0], ctx_size=32)
-    monkeypatch.setattr("airrun.machine.system.ram.available_ram", lambda: whole.total - whole.kv - 1)
+    monkeypatch.setattr("airrun.ram.available_ram", lambda: whole.total - whole.kv - 1)
     sizes = sizes_of(plan, library=plan.libraries[0], ctx_size=32)
     assert sizes.residency.streams and sizes.total <= 0.9 * whole.total
-    monkeypatch.setattr("airrun.machine.system.ram.available_ram", lambda: whole.total - whole.kv)
+    monkeypatch.setattr("airrun.ram.available_ram", lambda: whole.total - whole.kv)
     assert not sizes_of(plan, library=plan.libraries[0], ctx_size=32).residency.streams
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airrun.machine.system.ram import available_ram
 from tiny_model import N_CTX, shared_home, tiny_plan, use_home
 
 from airrun import cli
 from airrun.commands import bench
 from airrun.engine import Engine
 from airrun.errors import PlanError
+from airrun.ram import available_ram
 from airrun.replay.native import Library
 from airrun.session import Session
 

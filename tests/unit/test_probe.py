@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from airrun import ram
 from airrun.errors import UsageError
-from airrun.machine import probe, ram, system
+from airrun.machine import probe, system
 from airrun.machine.profile import load_profile
 
 MIB = 1 << 20

@@ -203,7 +203,7 @@ def _reader(engine: Engine) -> Callable[[], float]:
 
         assert isinstance(engine, CudaEngine)
         return engine.copy_rate
-    from airrun.machine.system.ram import available_ram
+    from airrun.ram import available_ram
 
     nbytes = max(min(_PROBED, available_ram() // 2) // _SLICE, engine.threads) * _SLICE
     buffer = Region(nbytes, huge=True)

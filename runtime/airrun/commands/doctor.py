@@ -15,10 +15,10 @@ from airrun.commands.explain_text import show_table, size
 from airrun.commands.options import OptionParser
 from airrun.errors import AirError, PlanError
 from airrun.ledger import Sizes, processors, sizes_of
-from airrun.machine.system.ram import available_ram, total_ram
 from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.plan.schema import Plan
+from airrun.ram import available_ram, total_ram
 from airrun.requirements import choose_library, requirements
 from airrun.weights.files import WeightFiles
 

@@ -26,8 +26,8 @@ import numpy.typing as npt
 from airrun.errors import UsageError
 from airrun.machine.profile import Disk, Profile, Tier
 from airrun.machine.system import detect
-from airrun.machine.system.ram import available_ram
 from airrun.paths import cache_dir, ensure_dir, host_profile_path, write_atomic
+from airrun.ram import available_ram
 
 Report = Callable[[str], None]
 Task = Callable[[], int]

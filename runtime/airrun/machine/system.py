@@ -7,7 +7,7 @@ from pathlib import Path
 
 from airrun.machine import isa
 from airrun.machine.profile import Cpu, Disk, Profile, Tier, Tiers, parse_bytes
-from airrun.machine.system.ram import read_text, total_ram
+from airrun.ram import read_text, total_ram
 
 _CPU_ROOT = Path("/sys/devices/system/cpu")
 
