@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,11 +49,22 @@ def test_cpuinfo_of_unequal_processors_gives_what_all_have() -> None:
 
 
 def test_levels_contain_each_other() -> None:
-    assert list(isa.LEVELS) == [V4, V3_VNNI, V3, V2]
+    assert [level for level in isa.LEVELS if level.startswith("x86")] == [V4, V3_VNNI, V3, V2]
     assert isa.LEVELS[V4] > isa.LEVELS[V3] > isa.LEVELS[V2]
     assert {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"} <= isa.LEVELS[V4]
     assert "avx512_vbmi" not in isa.LEVELS[V4]
     assert isa.LEVELS[V3_VNNI] - isa.LEVELS[V3] == {"avx_vnni"}
+    arm = [isa.LEVELS[level] for level in isa.LEVELS if level.startswith("armv8")]
+    assert all(better > worse for better, worse in pairwise(arm)) and len(arm) == 3
+
+
+def test_an_auxiliary_vector_says_what_arm_has() -> None:
+    def vector(hwcap: int, hwcap2: int) -> bytes:
+        return struct.pack("<8Q", 6, 4096, 16, hwcap, 26, hwcap2, 0, 0)
+
+    assert isa.parse_auxiliary_vector(vector(1 << 1, 0)) == {"asimd"}
+    assert isa.parse_auxiliary_vector(vector(1 << 1 | 1 << 20, 1 << 13)) == {"asimd", "asimddp", "i8mm"}
+    assert isa.parse_auxiliary_vector(b"cut off") == frozenset()
 
 
 def test_levels_of_a_processor(processor: pytest.MonkeyPatch) -> None:
