@@ -288,6 +288,31 @@ def test_every_schedule_gives_the_same_bits(level: str, name: str, tmp_path: Any
             assert np.array_equal(got, first), schedule
 
 
+@pytest.mark.parametrize("name", [n if n in TWO_DIGITS else pytest.param(n, marks=pytest.mark.slow) for n in INTEGERS])
+def test_levels_agree(name: str, tmp_path: Any) -> None:
+    """Levels that multiply and add in one rounding give the same bits; the others differ by that rounding."""
+    rng = fresh_rng()
+    fmt, n_cols = FORMATS[name], N_COLS[name]
+    assert isinstance(fmt, BlockFormat)
+    raw, weights = random_weights(rng, name, PANEL, n_cols)
+    rows, values = quantize_reference(random_activations(rng, N_TOKENS, n_cols), 2)
+    shape, layout = MatmulShape(PANEL, n_cols, PANEL, digits=2), PanelLayout(fmt, n_cols)
+    results = {}
+    for level in PRODUCT_LEVELS:
+        isa, folder = vector_isa(level), tmp_path / level
+        folder.mkdir()
+        programs = {"m": matmul_int("m", isa, fmt, shape, MatmulSchedule(1)), "pack": pack("pack", fmt, n_cols)}
+        kernels = Kernels(level, programs, folder)
+        panels, out = Memory(layout.nbytes), Memory(4 * N_TOKENS * PANEL)
+        kernels("pack", Memory(raw), panels, n=PANEL, end=1)
+        kernels("m", panels, Memory(rows), out, *[None] * 5, n=N_TOKENS, end=1)
+        results[level] = out.view(np.float32, N_TOKENS, PANEL).copy()
+    fused = [results[level].view(np.uint32) for level in PRODUCT_LEVELS if vector_isa(level).fma]
+    assert all(np.array_equal(fused[0], other) for other in fused[1:])
+    bound = (4 * (n_cols / 16 + 8) * EPS) * (np.abs(values).sum(1)[:, None] * np.abs(weights).max(1))
+    assert all((np.abs(result - values @ weights.T) <= bound).all() for result in results.values())
+
+
 @pytest.mark.parametrize("n_rows", ROW_COUNTS)
 @pytest.mark.parametrize("level", LEVELS)
 def test_bias_of_a_partial_panel(level: str, n_rows: int, tmp_path: Any) -> None:
