@@ -39,7 +39,8 @@ def estimate(lowered: Sequence[tuple[Phase, Lowering]], profile: Profile, thread
     lowered
         The program of one token first, that of the largest batch last.
     profile
-        The target; rates that it does not know make those of the cost 0.
+        The target; rates that it does not know make those of the cost 0. Where its kernels were never measured only
+        memory and disk count, and `prefill_macs_per_s` is 0.
     threads
         Threads of a run; 0 for all of the target's.
 
@@ -52,10 +53,9 @@ def estimate(lowered: Sequence[tuple[Phase, Lowering]], profile: Profile, thread
     decode, (batch, prefill) = lowered[0][1], lowered[-1]
     nbytes = sum(weight_nbytes(call) for call in decode.calls)
     macs = sum(_macs(spec) for spec in _products(decode.calls))
-    ram, overhead, rate = 0.0, 0.0, 0.0
+    ram, overhead, rate = _ram_rate(profile, threads), 0.0, 0.0
     machine = _machine(profile, threads)
     if machine is not None and _measured(decode.calls, prefill.calls, machine.rates):
-        ram = machine.ram_bytes_per_s
         overhead = max(0.0, decode_seconds(decode.calls, machine, CONTEXT) - nbytes / ram)
         rate = macs * batch.max_tokens / prefill_seconds(prefill.calls, machine, batch.max_tokens)
     return Cost(
@@ -123,13 +123,16 @@ def elements(call: Call) -> int:
     return spec.shape[0]
 
 
-def _machine(profile: Profile, threads: int) -> Machine | None:
+def _ram_rate(profile: Profile, threads: int) -> float:
+    """Bytes/s of memory that the threads of a run reach together; 0 if unknown."""
     ram, n = profile.tiers.ram, threads or profile.cpu.threads
+    return float(min(ram.bandwidth, n * (ram.bandwidth_1 or ram.bandwidth)))
+
+
+def _machine(profile: Profile, threads: int) -> Machine | None:
+    ram, n = _ram_rate(profile, threads), threads or profile.cpu.threads
     rates = load_calibration(profile.cpu.isa[0]) if profile.cpu.isa else None
-    if rates is None or not ram.bandwidth or not n:
-        return None
-    alone = ram.bandwidth_1 or ram.bandwidth
-    return Machine(n, float(min(ram.bandwidth, n * alone)), rates)
+    return None if rates is None or not ram else Machine(n, ram, rates)
 
 
 def _measured(decode: Sequence[Call], prefill: Sequence[Call], rates: Calibration) -> bool:

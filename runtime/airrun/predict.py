@@ -55,9 +55,7 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
     With the `sizes` of a run, what it streams is counted; otherwise everything is taken to be in memory. A plan for no
     particular machine has no rates; then those of this machine count, if `probe` has measured them.
     """
-    cost, known = plan.cost, plan.cost.ram_bytes_per_s > 0
-    if not known:
-        cost = _on_this_machine(cost)
+    cost = plan.cost if plan.cost.ram_bytes_per_s else _on_this_machine(plan.cost)
     cells = -(-context // plan.kv.block_cells) * sum(layer.block_nbytes for layer in plan.kv.layers)
     states = 2 * sum(state.nbytes for state in plan.states)  # read and written
     prefill = cost.prefill_macs_per_s / cost.macs_per_token if cost.macs_per_token else 0.0
@@ -93,7 +91,7 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
         prefill_tokens_per_second=prefill or None,
         prefill_bound=prefill_bound,
         context=context,
-        upper_limit=bool(total) and not known,
+        upper_limit=bool(total) and not prefill,
         load_seconds=load,
     )
 

@@ -132,12 +132,19 @@ def test_unknown_rates_predict_nothing() -> None:
     for profile in (
         replace(PROFILE, tiers=Tiers()),
         replace(PROFILE, cpu=Cpu(isa=("x86-64-v4",))),
-        replace(PROFILE, cpu=Cpu(threads=2)),
-        replace(PROFILE, cpu=Cpu(isa=("unheard-of",), threads=2)),
     ):
         cost = estimate(lowered(), profile)
         assert (cost.ram_bytes_per_s, cost.decode_overhead_s, cost.prefill_macs_per_s) == (0, 0, 0)
         assert cost.macs_per_token > 0
+
+
+def test_memory_counts_where_kernels_were_never_measured() -> None:
+    """Then a prediction is what the target's memory allows, and not what that of the building machine does."""
+    for isa in ((), ("unheard-of",)):
+        cost = estimate(lowered(), replace(PROFILE, cpu=Cpu(isa=isa, threads=4)))
+        assert (cost.ram_bytes_per_s, cost.decode_overhead_s, cost.prefill_macs_per_s) == (30e9, 0, 0)
+    one = estimate(lowered(), replace(PROFILE, cpu=Cpu(threads=4)), threads=1)
+    assert one.ram_bytes_per_s == 20e9
 
 
 @pytest.mark.parametrize("isa", CALIBRATED)

@@ -179,6 +179,16 @@ def test_without_rates_this_machines_count_or_nothing_is_said(tmp_path: Path, mo
     assert predict(plan).decode_tokens_per_second is None
 
 
+def test_rates_without_those_of_kernels_are_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRCOMPILE_HOME", str(tmp_path))
+    # the target's own rates count, not those of the machine that asks
+    (tmp_path / "host.toml").write_text(measured_host().to_toml())
+    plan = cost(ram_bytes_per_s=1e9, prefill_macs_per_s=0.0, decode_overhead_s=0.0)
+    found = predict(plan, 0)
+    assert found.decode_tokens_per_second == pytest.approx(1e9 / (100_000 + 2 * 256)) and found.upper_limit
+    assert found.prefill_tokens_per_second is None and found.decode_bound == "memory"
+
+
 def test_sizes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airrun.ledger.processors", lambda: 2)
     plan, _ = sample()

@@ -16,8 +16,9 @@ import pytest
 
 from airrun import ram
 from airrun.errors import UsageError
-from airrun.machine import probe, system
+from airrun.machine import isa, probe, system
 from airrun.machine.profile import load_profile
+from airschedules.targets import load_target
 
 MIB = 1 << 20
 SHORT = replace(probe.QUICK, buffer=32 * MIB, seconds=0.03, rounds=1, file=32 * MIB)
@@ -42,6 +43,17 @@ def test_a_probe_writes_what_it_returns_and_leaves_nothing(short: Path, capfd: p
     assert ram.size > 2**28 and 2**28 < ram.bandwidth_1 <= ram.bandwidth < 2**43
     assert 2**20 < disk.bandwidth_1 <= disk.bandwidth < 2**40 and disk.cached > 2**26
     assert disk.readers in SHORT.readers and disk.chunk in SHORT.chunks and disk.size > SHORT.file
+
+
+def test_a_profile_for_another_machine_is_a_target_there(short: Path) -> None:
+    """A box is measured without a compiler; the workstation builds for what the file says."""
+    path = short / "attic.toml"
+    profile = probe.probe(quick=True, path=path, disk=short)
+    assert load_target(str(path)) == profile and profile.name == "attic"
+    assert profile.cpu.isa == tuple(isa.host_levels()[:1]) and profile.cpu.arch == isa.machine()
+    # written to where the target `host` looks, it is that
+    found = probe.probe(quick=True, path=short / "home" / "host.toml", disk=short)
+    assert (found.name, found.cpu) == ("host", system.detect_cpu()) and load_target("host") == found
 
 
 def test_progress_is_on_stderr_without_rich(

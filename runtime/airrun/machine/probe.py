@@ -62,7 +62,8 @@ def probe(quick: bool = False, path: Path | None = None, disk: Path | None = Non
     quick
         About 2 s instead of 20 s, with a larger error.
     path
-        The TOML file to write; by default ``host.toml`` in the cache folder, where the target ``host`` looks.
+        The TOML file to write; by default ``host.toml`` in the cache folder, where the target ``host`` looks. Another
+        file is for another machine to build for: the profile is named like it, and has the best instruction set only.
     disk
         A folder on the disk to measure; by default that of the cache. The temporary file in it has no name, so that
         nothing stays behind even if the process is killed.
@@ -84,6 +85,8 @@ def probe(quick: bool = False, path: Path | None = None, disk: Path | None = Non
         one, best = measure_ram(found.cpu.threads, effort, report)
         ram = Tier(size=found.tiers.ram.size, bandwidth=best, bandwidth_1=one)
         profile = replace(found, tiers=replace(found.tiers, ram=ram, disk=measure_disk(folder, effort, report)))
+    if target.absolute() != host_profile_path():
+        profile = replace(profile, name=target.stem, cpu=replace(profile.cpu, isa=profile.cpu.isa[:1]))
     write_atomic(target, profile.to_toml().encode())
     return profile
 
