@@ -61,7 +61,7 @@ def products(calls: Sequence[Call]) -> list[Call]:
     return [call for call in calls if isinstance(call.spec, MatmulSpec)]
 
 
-CALIBRATED = [name for name, isa in ISAS.items() if isa.arch == "x86_64"]
+CALIBRATED = [name for name in ISAS if name.startswith("x86")]
 """Rates were measured on machines that were at hand."""
 
 PROFILE = Profile(

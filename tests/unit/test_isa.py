@@ -10,6 +10,7 @@ import pytest
 
 from airrun.errors import PlanError
 from airrun.machine import isa
+from airrun.machine.auxiliary_vector import parse_auxiliary_vector
 
 V2, V3, V3_VNNI, V4 = "x86-64-v2", "x86-64-v3", "x86-64-v3+avxvnni", "x86-64-v4"
 
@@ -62,9 +63,9 @@ def test_an_auxiliary_vector_says_what_arm_has() -> None:
     def vector(hwcap: int, hwcap2: int) -> bytes:
         return struct.pack("<8Q", 6, 4096, 16, hwcap, 26, hwcap2, 0, 0)
 
-    assert isa.parse_auxiliary_vector(vector(1 << 1, 0)) == {"asimd"}
-    assert isa.parse_auxiliary_vector(vector(1 << 1 | 1 << 20, 1 << 13)) == {"asimd", "asimddp", "i8mm"}
-    assert isa.parse_auxiliary_vector(b"cut off") == frozenset()
+    assert parse_auxiliary_vector(vector(3, 0)) == {"fp", "asimd"}
+    assert parse_auxiliary_vector(vector(3 | 1 << 20, 1 << 13)) == {"fp", "asimd", "asimddp", "i8mm"}
+    assert parse_auxiliary_vector(b"cut off") == frozenset()
 
 
 def test_levels_of_a_processor(processor: pytest.MonkeyPatch) -> None:

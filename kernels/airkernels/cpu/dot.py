@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from tvm import tirx
-
 from airkernels.cpu.program import Expr, bits, const, lanes_of, let, llvm, splat
 from airkernels.formats.base import SIGNS
 
@@ -54,19 +52,18 @@ class Vpdpbusd:
         return True
 
     def start(self, initial: Expr, code_max: int) -> DotSum:
-        return _OneInstructionSum(initial, f"llvm.x86.avx512.vpdpbusd.{32 * lanes_of(initial)}")
+        return _VpdpbusdSum(initial)
 
 
-class _OneInstructionSum:
-    def __init__(self, initial: Expr, instruction: str) -> None:
-        self._sum, self._instruction = initial, instruction
+class _VpdpbusdSum:
+    def __init__(self, initial: Expr) -> None:
+        self._sum = initial
 
     def add(self, codes: Expr, digits: Expr) -> None:
         lanes = lanes_of(codes)
         n_bytes = f"int8x{4 * lanes}"
-        self._sum = let(
-            llvm(f"int32x{lanes}", self._instruction, self._sum, bits(codes, n_bytes), bits(digits, n_bytes))
-        )
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+        self._sum = let(llvm(f"int32x{lanes}", name, self._sum, bits(codes, n_bytes), bits(digits, n_bytes)))
 
     def total(self) -> Expr:
         return self._sum
@@ -127,82 +124,6 @@ class _PmaddubswSum:
         _multiply, widen, _take_sign = _SSE_AVX2[lanes]
         ones = splat(const(1, "int16"), 2 * lanes)
         self._sum = let(self._sum + llvm(f"int32x{lanes}", widen, self._pending, ones))
-        self._pending, self._free = None, self._room
-
-    def total(self) -> Expr:
-        if self._pending is not None:
-            self._widen()
-        return self._sum
-
-
-@dataclass(frozen=True)
-class Sdot:
-    """Armv8.2 dot product: four products of signed bytes a lane in one instruction. Codes of 8 bits are centred."""
-
-    def is_centred(self, code_max: int) -> bool:
-        return code_max > MOST_SIGNED
-
-    def takes(self, code_max: int) -> bool:
-        return True
-
-    def start(self, initial: Expr, code_max: int) -> DotSum:
-        return _OneInstructionSum(initial, "llvm.aarch64.neon.sdot.v4i32.v16i8")
-
-
-@dataclass(frozen=True)
-class Usdot:
-    """Armv8.6 dot product of unsigned and signed bytes."""
-
-    def is_centred(self, code_max: int) -> bool:
-        return False
-
-    def takes(self, code_max: int) -> bool:
-        return True
-
-    def start(self, initial: Expr, code_max: int) -> DotSum:
-        return _OneInstructionSum(initial, "llvm.aarch64.neon.usdot.v4i32.v16i8")
-
-
-@dataclass(frozen=True)
-class Smull:
-    """NEON without a dot product: products of signed bytes in 16-bit lanes, as many of each lane added up as fit.
-
-    Two vectors of them, of the lower and the upper bytes of a word, become pairs and then lanes of 32 bits.
-    """
-
-    def is_centred(self, code_max: int) -> bool:
-        return code_max > MOST_SIGNED
-
-    def takes(self, code_max: int) -> bool:
-        return _words_at_once(code_max) > 1
-
-    def start(self, initial: Expr, code_max: int) -> DotSum:
-        return _SmullSum(initial, code_max)
-
-
-class _SmullSum:
-    def __init__(self, initial: Expr, code_max: int) -> None:
-        self._sum = initial
-        # a pair of lanes is added in 16 bits, as pmaddubsw does
-        self._room = self._free = 1 if code_max > MOST_SIGNED else _words_at_once(code_max)
-        self._pending: tuple[Expr, Expr] | None = None
-
-    def add(self, codes: Expr, digits: Expr) -> None:
-        codes, digits = let(bits(codes, "int8x16")), let(bits(digits, "int8x16"))
-        multiply = "llvm.aarch64.neon.smull.v8i16"
-        low = llvm("int16x8", multiply, tirx.vectorlow("int8x8", codes), tirx.vectorlow("int8x8", digits))
-        high = llvm("int16x8", multiply, tirx.vectorhigh("int8x8", codes), tirx.vectorhigh("int8x8", digits))
-        if self._pending is not None:
-            low, high = self._pending[0] + low, self._pending[1] + high
-        self._pending = let(low), let(high)
-        self._free -= 1
-        if not self._free:
-            self._widen()
-
-    def _widen(self) -> None:
-        assert self._pending is not None
-        pairs = llvm("int16x8", "llvm.aarch64.neon.addp.v8i16", *self._pending)
-        self._sum = let(self._sum + llvm("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs))
         self._pending, self._free = None, self._room
 
     def total(self) -> Expr:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airkernels.cpu.dot import Dot, Pmaddubsw, Sdot, Smull, Usdot, Vpdpbusd
+from airkernels.cpu.dot import Dot, Pmaddubsw, Vpdpbusd
 from airkernels.cpu.program import Expr, lanes_of, llvm
 
 PANEL = 16
@@ -22,8 +22,6 @@ class VectorIsa:
     ----------
     name
         Level name, as the plan and `AIR_ISA` spell it.
-    arch
-        Architecture as Linux names it.
     cpu
         LLVM's name of a CPU of that level.
     attributes
@@ -44,7 +42,6 @@ class VectorIsa:
     """
 
     name: str
-    arch: str
     cpu: str
     attributes: tuple[str, ...]
     lanes: int
@@ -63,15 +60,9 @@ class VectorIsa:
         return llvm(dtype, "llvm.fma", a, b, c)
 
 
-_X86, _ARM = "x86_64", "aarch64"
+X86_64_V2 = VectorIsa("x86-64-v2", "x86-64-v2", (), 4, 16, Pmaddubsw(), False, False)
+X86_64_V3 = VectorIsa("x86-64-v3", "x86-64-v3", (), 8, 16, Pmaddubsw(), True, True)
+X86_64_V3_VNNI = VectorIsa("x86-64-v3+avxvnni", "x86-64-v3", ("+avxvnni",), 8, 16, Vpdpbusd(), True, True)
+X86_64_V4 = VectorIsa("x86-64-v4", "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
 
-X86_64_V2 = VectorIsa("x86-64-v2", _X86, "x86-64-v2", (), 4, 16, Pmaddubsw(), False, False)
-X86_64_V3 = VectorIsa("x86-64-v3", _X86, "x86-64-v3", (), 8, 16, Pmaddubsw(), True, True)
-X86_64_V3_VNNI = VectorIsa("x86-64-v3+avxvnni", _X86, "x86-64-v3", ("+avxvnni",), 8, 16, Vpdpbusd(), True, True)
-X86_64_V4 = VectorIsa("x86-64-v4", _X86, "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
-
-ARMV8 = VectorIsa("armv8-a", _ARM, "generic", (), 4, 32, Smull(), True, True)
-ARMV8_DOTPROD = VectorIsa("armv8-a+dotprod", _ARM, "generic", ("+dotprod",), 4, 32, Sdot(), True, True)
-ARMV8_I8MM = VectorIsa("armv8-a+i8mm", _ARM, "generic", ("+dotprod", "+i8mm"), 4, 32, Usdot(), True, True)
-
-ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4, ARMV8, ARMV8_DOTPROD, ARMV8_I8MM)}
+ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4)}

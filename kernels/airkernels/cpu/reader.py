@@ -17,12 +17,10 @@ from airkernels.cpu.vectors import half_to_float
 from airkernels.formats.base import Places, Table
 
 _SHUFFLE_BYTES = {
-    ("x86_64", 16): "llvm.x86.avx512.pshuf.b.512",
-    ("x86_64", 8): "llvm.x86.avx2.pshuf.b",
-    ("x86_64", 4): "llvm.x86.ssse3.pshuf.b.128",
-    ("aarch64", 4): "llvm.aarch64.neon.tbl1.v16i8",
+    16: "llvm.x86.avx512.pshuf.b.512",
+    8: "llvm.x86.avx2.pshuf.b",
+    4: "llvm.x86.ssse3.pshuf.b.128",
 }
-"""Lookups in tables of 16 bytes, by architecture and lanes."""
 
 
 class VectorReader:
@@ -85,8 +83,7 @@ class VectorReader:
             [const(words[lane % 4], "uint32") for lane in range(self.lanes)],
             [tirx.const(lane, "int32") for lane in range(self.lanes)],
         )
-        shuffle = _SHUFFLE_BYTES[self.isa.arch, self.lanes]
-        found = llvm(f"int8x{4 * self.lanes}", shuffle, self._bytes(table), self._bytes(indices))
+        found = llvm(f"int8x{4 * self.lanes}", _SHUFFLE_BYTES[self.lanes], self._bytes(table), self._bytes(indices))
         return bits(found, self._type("uint32"))
 
     def entry(self, table: Table, index: Expr) -> Expr:

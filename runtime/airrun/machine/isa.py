@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,22 +23,21 @@ _V3_VNNI = _V3 | {"avx_vnni"}
 # the psABI level and the 8-bit dot product, without which 512-bit integer kernels do not pay
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
 
+_ARMV8 = frozenset({"fp", "asimd"})
+_DOTPROD = _ARMV8 | {"asimddp"}
+
 LEVELS: dict[str, frozenset[str]] = {
     "x86-64-v4": _V4,
     "x86-64-v3+avxvnni": _V3_VNNI,
     "x86-64-v3": _V3,
     "x86-64-v2": _V2,
-    "armv8-a+i8mm": frozenset({"asimd", "asimddp", "i8mm"}),
-    "armv8-a+dotprod": frozenset({"asimd", "asimddp"}),
-    "armv8-a": frozenset({"asimd"}),
+    "armv8-a+i8mm": _DOTPROD | {"i8mm"},
+    "armv8-a+dotprod": _DOTPROD,
+    "armv8-a": _ARMV8,
 }
 """Levels by name, best first, with the processor flags each needs."""
 
 ENVIRONMENT = "AIR_ISA"
-
-_AT_HWCAP, _AT_HWCAP2 = 16, 26
-# flag -> type of the auxiliary vector's entry and bit in it (arch/arm64/include/uapi/asm/hwcap.h)
-_HWCAPS = {"asimd": (_AT_HWCAP, 1), "asimddp": (_AT_HWCAP, 20), "i8mm": (_AT_HWCAP2, 13)}
 
 # numpy's names, where /proc/cpuinfo is not at hand. It does not report every flag in every version.
 _NUMPY_NAMES = {
@@ -78,27 +76,14 @@ def machine() -> str:
 def host_features() -> frozenset[str]:
     """Flags of this processor that the operating system has enabled, under their ``/proc/cpuinfo`` names."""
     if machine() == "aarch64":
-        return _auxiliary_features()
+        from airrun.machine.auxiliary_vector import parse_auxiliary_vector
+
+        return parse_auxiliary_vector(Path("/proc/self/auxv").read_bytes())
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return _numpy_features()
     return parse_cpuinfo(text) or _numpy_features()
-
-
-def _auxiliary_features() -> frozenset[str]:
-    """What the kernel tells every process on ARM. ``/proc/cpuinfo`` is that of the host where this one is emulated."""
-    try:
-        raw = Path("/proc/self/auxv").read_bytes()
-    except OSError:
-        return frozenset()
-    return parse_auxiliary_vector(raw)
-
-
-def parse_auxiliary_vector(raw: bytes) -> frozenset[str]:
-    """The flags of an aarch64 ``/proc/self/auxv`` that levels need: pairs of 64-bit numbers, a type and a value."""
-    values = dict(struct.iter_unpack("<QQ", raw[: len(raw) // 16 * 16]))
-    return frozenset(flag for flag, (kind, bit) in _HWCAPS.items() if values.get(kind, 0) >> bit & 1)
 
 
 def parse_cpuinfo(text: str) -> frozenset[str]:
