@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from airkernels.cpu.isa import VectorIsa
+from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.matmul_int import MatmulSchedule
 from airschedules.records import MatmulTask, find_record
 
@@ -48,12 +48,13 @@ def decode_in_registers(task: MatmulTask, isa: VectorIsa) -> Decision | None:
 
 
 def unpacked_panels(task: MatmulTask, isa: VectorIsa) -> Decision | None:
-    """Many tokens: a tile holds one integer and one float accumulator a token and leaves the rest of the registers.
+    """Many tokens: integer sums fill the registers that codes, digits and adding leave; float sums are used rarely.
 
-    One or two tokens do not repay the detour through scratch.
+    More than ten tokens gain nothing. One or two do not repay the detour through scratch.
     """
-    tile = 10 if isa.registers >= 32 else isa.registers // 4
-    return Decision(MatmulSchedule(tile, unpack_from=3), "many tokens share an unpacked panel")
+    n_vectors = PANEL // isa.lanes
+    n_sums = isa.registers - n_vectors - 2 if isa.dot.in_one else isa.registers // 2
+    return Decision(MatmulSchedule(min(10, n_sums // n_vectors), unpack_from=3), "many tokens share an unpacked panel")
 
 
 MATMUL_RULES: list[Rule] = [tuned, float_activations, decode_in_registers, unpacked_panels]

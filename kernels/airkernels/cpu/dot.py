@@ -7,7 +7,7 @@ same in every lane. Digits are at most 127 in magnitude.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from airkernels.cpu.program import Expr, bits, const, lanes_of, let, llvm, splat
 from airkernels.formats.base import SIGNS
@@ -29,7 +29,9 @@ class DotSum(Protocol):
 
 
 class Dot(Protocol):
-    """An instruction set's way of making such sums."""
+    """An instruction set's way of making such sums; `in_one` where one instruction multiplies and adds a word."""
+
+    in_one: ClassVar[bool]
 
     def is_centred(self, code_max: int) -> bool:
         """Whether codes up to this are wanted as signed bytes, less 128."""
@@ -44,6 +46,8 @@ class Dot(Protocol):
 @dataclass(frozen=True)
 class Vpdpbusd:
     """AVX-512 VNNI and AVX-VNNI: four products a lane in one instruction, of any code."""
+
+    in_one: ClassVar[bool] = True
 
     def is_centred(self, code_max: int) -> bool:
         return False
@@ -76,6 +80,8 @@ class Pmaddubsw:
     Several of those are added up before pairs of them are widened: words of codes up to 15 eight at a time, which is
     a group. Codes of 8 bits would overflow even one such sum, so they are centred and digits take their sign.
     """
+
+    in_one: ClassVar[bool] = False
 
     def is_centred(self, code_max: int) -> bool:
         return code_max > MOST_SIGNED
