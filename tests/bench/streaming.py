@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, help="use this plan instead of building one")
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("-n", type=int, default=8, help="tokens decoded per run")
+    parser.add_argument("--warm", type=int, default=0, help="tokens decoded before, in each run, to fill caches")
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     parser.add_argument("--load-mode", default="auto")
@@ -95,14 +96,22 @@ def measure(args: argparse.Namespace, plan: Path, budget: int) -> Row:
         disk.append(read_rate(args.model))
         as_planned = read_rate(args.model, chunk, found_plan.stream.readers)
         job = [sys.executable, str(_HERE / "stream_worker.py"), "air", str(plan), str(args.model)]
-        job += [str(args.threads), str(args.n), str(budget), args.load_mode, str(args.ctx_size), str(as_planned)]
+        job += [
+            str(args.threads),
+            str(args.warm),
+            str(args.n),
+            str(budget),
+            args.load_mode,
+            str(args.ctx_size),
+            str(as_planned),
+        ]
         found, peak = limited(job, budget)
         ours.append(found)
         peaks.append(peak)
         if args.peer_python and budget and i < args.peer_rounds:
             forget(args.model)
             job = [args.peer_python, str(_HERE / "stream_worker.py"), "llama", str(args.model), str(args.threads)]
-            peer.append(limited([*job, str(args.peer_tokens), str(args.ctx_size)], budget)[0])
+            peer.append(limited([*job, str(args.warm), str(args.peer_tokens), str(args.ctx_size)], budget)[0])
     disk.append(read_rate(args.model))
     middle = sorted(ours, key=lambda each: each["tokens_per_second"])[len(ours) // 2]
     rates = [found["tokens_per_second"] for found in peer if found]
@@ -163,7 +172,8 @@ def limited(command: list[str], limit: int) -> tuple[dict[str, Any], int]:
 def show(model: Path, rows: list[Row]) -> None:
     from airrun.commands.explain_text import show_table
 
-    header = ["budget", "peak", "read per token", "disk", "decode", "of the limit", "stalled", "predicted", "llama.cpp"]
+    header = ["budget", "peak", "read per token", "experts there", "disk", "decode", "of the limit", "stalled"]
+    header += ["predicted", "llama.cpp"]
     table = []
     for row in rows:
         ours = row.ours
@@ -173,6 +183,7 @@ def show(model: Path, rows: list[Row]) -> None:
                 f"{row.budget >> 20} MiB" if row.budget else "none",
                 f"{row.peak >> 20} MiB",
                 f"{ours['streamed_per_pass'] >> 20} MiB",
+                f"{ours['expert_hit_share']:.0%}" if ours["expert_hit_share"] is not None else "-",
                 f"{row.disk / 1e6:.0f} MB/s",
                 f"{rate:.3f} tokens/s",
                 f"{rate / row.limit:.0%} of {row.limit:.3f}" if row.limit else "nothing read",

@@ -1,5 +1,8 @@
 """Models of a real size with random weights: ``python tests/bench/synthetic.py OUT.gguf --shape 8b --format q4_0``.
 
+In models with experts, tokens differ by embeddings that outweigh what the layers add, and routers are random matrices
+some of whose rows are longer: experts are chosen by token, some more often than others.
+
 With ``--empty`` the weights are a hole in the file: enough to build a plan for it on a machine without room for it; the
 fingerprint of the real file is the same.
 """
@@ -20,6 +23,14 @@ _REPEATED = 32 << 20
 
 _SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
 """Offsets of the half-precision scales in a block."""
+
+_ROUTER = "ffn_gate_inp.weight"
+
+_EMBEDDING_SIZE = 40.0
+"""Times the size of other weights: elements of about 0.2, where a layer adds about 0.05."""
+
+_SKEW = 0.3
+"""Standard deviation of the logarithm of a router's rows' lengths."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +127,30 @@ def _tensors(shape: Shape, fmt: str) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _fill(path: Path, tensors: dict[str, tuple[tuple[int, ...], str]], rng: np.random.Generator, empty: bool) -> None:
     """Put the tensors behind the header, each at a multiple of 32 bytes."""
+    sparse = any(name.endswith(_ROUTER) for name in tensors)
     with path.open("r+b") as file:
         at = -(-file.seek(0, 2) // 32) * 32
-        random: dict[str, bytes] = {}
-        for dims, kind in tensors.values():
+        random: dict[tuple[str, float], bytes] = {}
+        for name, (dims, kind) in tensors.items():
             elements = int(np.prod(dims))
             nbytes = elements // BLOCKS[kind].block * BLOCKS[kind].nbytes
-            if not empty:
-                random.setdefault(kind, _random_blocks(kind, rng))
-                file.seek(at)
-                _write_repeated(file, random[kind], nbytes)
+            file.seek(at)
+            if name.endswith(_ROUTER) and not empty:
+                file.write(_router(dims, rng))
+            elif not empty:
+                size = _EMBEDDING_SIZE if sparse and name.startswith("token_embd") else 1.0
+                if (kind, size) not in random:
+                    random[kind, size] = _random_blocks(kind, rng, size)
+                _write_repeated(file, random[kind, size], nbytes)
             at += -(-nbytes // 32) * 32
         file.truncate(at)
+
+
+def _router(dims: tuple[int, ...], rng: np.random.Generator) -> bytes:
+    """Float32 rows whose lengths differ: the products with the longest are most often among the largest."""
+    n_experts, n_embd = dims
+    lengths = np.exp(_SKEW * rng.standard_normal((n_experts, 1))) / np.sqrt(n_embd)
+    return (lengths * rng.standard_normal(dims)).astype("<f4").tobytes()
 
 
 def _write_repeated(file: object, data: bytes, nbytes: int) -> None:
@@ -136,14 +159,15 @@ def _write_repeated(file: object, data: bytes, nbytes: int) -> None:
         nbytes -= file.write(view[:nbytes])  # type: ignore[attr-defined]
 
 
-def _random_blocks(kind: str, rng: np.random.Generator) -> bytes:
-    """Whole blocks whose values are finite and small, so that activations stay so too."""
+def _random_blocks(kind: str, rng: np.random.Generator, size: float = 1.0) -> bytes:
+    """Whole blocks whose values are finite and small, so that activations stay so too; `size` multiplies them."""
     if kind == "F32":
         return np.ones(1 << 16, np.float32).tobytes()
-    size = BLOCKS[kind]
-    blocks = rng.integers(0, 256, (_REPEATED // size.nbytes, size.nbytes), dtype=np.uint8)
+    layout = BLOCKS[kind]
+    blocks = rng.integers(0, 256, (_REPEATED // layout.nbytes, layout.nbytes), dtype=np.uint8)
     for offset in _SCALES[kind]:
-        scales = (rng.standard_normal(len(blocks)) * (2e-5 if size.block == 256 else 1e-3)).astype(np.float16)
+        usual = size * (2e-5 if layout.block == 256 else 1e-3)
+        scales = (rng.standard_normal(len(blocks)) * usual).astype(np.float16)
         blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
     return blocks.tobytes()
 

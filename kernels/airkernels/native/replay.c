@@ -72,8 +72,26 @@ static void invoke_streamed(struct air_team *team, const struct air_call *call, 
     }
 }
 
+/* Runs tasks [begin, end) of a call on chosen matrices of a bank, each as soon as it is there. */
+static void invoke_chosen(struct air_team *team, const struct air_call *call, int32_t begin, int32_t end, int32_t worker) {
+    const struct air_demand *demand = call->demand;
+    int32_t n_panels = demand->bank->n_panels;
+    while (begin < end && begin / n_panels < demand->n_parts && !LOAD(team->cancelled)) {
+        int32_t at = begin / n_panels, stop = (at + 1) * n_panels < end ? (at + 1) * n_panels : end;
+        const struct air_part *part = &demand->parts[at];
+        if (!air_experts_await(demand, part->expert)) return;
+        int32_t shift = (part->number - at) * n_panels;
+        invoke_kernel(call, call->kernel, call->pointers[0], begin + shift, stop + shift, worker);
+        begin = stop;
+    }
+}
+
 /* Runs tasks [begin, end), counted from the call's first. */
 static void invoke(struct air_team *team, struct air_call *call, int32_t begin, int32_t end, int32_t worker) {
+    if (call->demand) {
+        invoke_chosen(team, call, begin, end, worker);
+        return;
+    }
     begin += call->first_task;
     end += call->first_task;
     if (!call->fetch) {

@@ -82,8 +82,9 @@ struct air_call {
     int32_t sync;
     int32_t first_task;
     struct air_fetch *fetch; /* null: pointers[0] is where the weights are */
+    const struct air_demand *demand; /* null: all that pointers[0] is the start of is there */
     volatile uint64_t taken;
-    int64_t reserved[3];
+    int64_t reserved[2];
 };
 
 /* The team's shared words, each on a cache line of its own. Zero-initialised, but for n_workers. `position` is
@@ -121,7 +122,7 @@ struct air_table {
 
 /* One of the banks: `n_experts` matrices of `matrix_nbytes` in a file, one after the other. */
 struct air_bank {
-    int64_t *table; /* where each matrix is, as an offset into the pool; -1: it is not */
+    int64_t *table; /* where each matrix is, as an offset into the pool; or AIR_ABSENT, or AIR_COMING */
     float *heat;    /* how often each was chosen, late choices counting more */
     air_kernel pack;
     int64_t offset;
@@ -134,6 +135,8 @@ struct air_bank {
     int32_t reserved;
 };
 
+enum { AIR_ABSENT = -1, AIR_COMING = -2 };
+
 /* A slot of the pool: the matrix it has, or is about to get, and the round that used it last. */
 struct air_place {
     struct air_bank *bank;
@@ -141,11 +144,12 @@ struct air_place {
     int32_t round;
 };
 
-/* A cache of matrices in `n_slots` slots. Zero-initialised, but for what the host sets: up to `timeout_s`, and weight. */
+/* A cache of matrices in `n_slots` slots. Zero-initialised, but for what the host sets: up to `timeout_s`, and weight.
+ * Job number j of all that readers ever get is to fill slot jobs[j % n_slots]. */
 struct air_experts {
     struct air_bank *banks;
     struct air_place *places;
-    int32_t *jobs; /* slots to be filled in this round, in room for n_slots */
+    int32_t *jobs;
     char *pool;
     char *raw; /* buffers of raw_nbytes, one for each reader */
     air_read read;
@@ -158,26 +162,46 @@ struct air_experts {
     int32_t drop_cache;
     int32_t timeout_s;
     int32_t round;
-    int32_t n_jobs;
+    int32_t reserved0;
+    int64_t reserved1[4];
 
-    volatile uint64_t work; /* (round << 32 | jobs that nobody has begun) */
-    volatile int32_t done;
-    volatile int32_t stop;
+    volatile uint64_t posted; /* jobs that there are */
+    volatile uint64_t begun;  /* jobs that a reader took */
+    volatile uint64_t done;   /* jobs that readers are through with */
     volatile uint64_t failure; /* as in air_stream */
+    volatile int32_t stop;
+    int32_t reserved2;
     volatile uint64_t hits;
     volatile uint64_t misses;
     volatile uint64_t nbytes_read;
-    volatile uint64_t waited_ns;
+    volatile uint64_t waited_ns; /* by workers, added up */
+    int64_t reserved3[7];
 };
 
-/* What a step needs: experts [first, last) of some banks, as far as they are chosen. */
+/* What a task works on: number `number` of a step's parts (an expert, or a sorted row), with a matrix. */
+struct air_part {
+    int32_t number;
+    int32_t expert;
+};
+
+/* What a product needs of a bank: those of experts [first, last) that are chosen. Its tasks are the panels of `parts`,
+ * which a request lists: those whose matrices are there, then the others as they are read. */
 struct air_demand {
     struct air_experts *cache;
-    const int32_t *banks;
-    int32_t n_banks;
+    struct air_bank *bank;
+    struct air_part *parts;
+    int32_t n_parts;
     int32_t first;
     int32_t last;
-    int32_t reserved;
+    int32_t by_row; /* a part is a row; else an expert with all of its rows */
+};
+
+/* Demands that are known together. The matrices of `ahead` requests before may be in use still. */
+struct air_request {
+    struct air_experts *cache;
+    struct air_demand *const *demands;
+    int32_t n_demands;
+    int32_t ahead;
 };
 
 void air_worker(struct air_team *team, int32_t worker);
@@ -191,16 +215,17 @@ void air_stream_skip_tail(struct air_team *team);
 int32_t air_read_rows(void *table, void *ids, void *rows, void *, void *, void *, void *, void *, int32_t n_rows,
                       int32_t begin, int32_t end, int32_t worker);
 
-int32_t air_experts_fetch(void *demand, void *starts, void *, void *, void *, void *, void *, void *, int32_t n_rows,
-                          int32_t begin, int32_t end, int32_t worker);
+int32_t air_experts_request(void *request, void *starts, void *, void *, void *, void *, void *, void *, int32_t n_rows,
+                            int32_t begin, int32_t end, int32_t worker);
 void air_expert_reader(struct air_experts *cache, int32_t buffer);
-void air_experts_forget(struct air_experts *cache);
+int32_t air_experts_forget(struct air_experts *cache);
 void air_experts_stop(struct air_experts *cache);
 
 /* Between the parts of the native code. */
 #define AIR_INTERNAL __attribute__((visibility("hidden")))
 AIR_INTERNAL char *air_stream_use(struct air_team *team, const struct air_fetch *fetch);
 AIR_INTERNAL void air_stream_release(struct air_team *team, int32_t chunk);
+AIR_INTERNAL int32_t air_experts_await(const struct air_demand *demand, int32_t expert);
 AIR_INTERNAL void air_fail(volatile uint64_t *failure, int32_t where, int32_t reason);
 AIR_INTERNAL int32_t air_read_fully(air_read read, int32_t file, char *to, int64_t nbytes, int64_t needed, int64_t offset);
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from airrun.plan.chunks import is_bank, n_matrices
+from airrun.plan.chunks import is_bank
 from airrun.plan.schema import POINTERS_PER_STEP, Operand, Plan, Program, Step
 from airrun.records import record
 from airrun.replay.native import CALL, Call, Library, pack_calls
-from airrun.weights.expert_banks import demands
 from airrun.weights.resident import Weights, fetch_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from airrun.replay.expert_calls import Part
     from airrun.weights.expert_cache import ExpertCache
     from airrun.weights.residency import Residency, Segment
 
@@ -127,17 +127,11 @@ class Binder:
         streamed: list[int] = []
         bound: list[_Bound] = []
         tail = None
-        needs = demands(self._plan, program) if self._experts is not None else {}
+        chosen = self._chosen(program)
         for i, step in enumerate(program.steps):
             if step.phase == "head" and tail is None:
                 tail = len(streamed)
-            if self._experts is not None and step.tokens_per_task == 0 and i in needs:
-                bound.extend(self._by_expert(self._experts, step))
-                continue
-            if self._experts is not None and i in needs:
-                weights = [weight for weight, _ in needs[i]]
-                bound.append(self._fetch(self._experts, step, weights, 0, self._n_matrices(step)))
-            bound.extend(self._step(step, streamed))
+            bound.extend(self._by_expert(step, chosen[i]) if i in chosen else self._step(step, streamed))
         packed = pack_calls([each.call for each in bound])
         steps = [each.step for each in bound]
         phases = [step.phase for step in steps]
@@ -182,23 +176,26 @@ class Binder:
         kernel = self._library.address(self._plan.kernels[step.kernel].symbol)
         yield _Bound(Call(kernel, pointers, 0, step.tasks, step.sync), step, step.tokens_per_task)
 
-    def _by_expert(self, experts: ExpertCache, step: Step) -> Iterator[_Bound]:
-        """A step on all rows of a bank: expert by expert, as many at a time as there is room for."""
-        index = step.operands[0].index
-        n, at_once = self._n_matrices(step), experts.slots_of(index)
-        n_panels = step.tasks // n
+    def _chosen(self, program: Program) -> dict[int, list[Part]]:
+        """The parts of steps on banks that are not kept."""
+        if self._experts is None:
+            return {}
+        from airrun.replay.expert_calls import parts_of
+
+        return parts_of(self._plan, program, self._experts, lambda step: self._pointer(step.operands[4]))
+
+    def _by_expert(self, step: Step, parts: Sequence[Part]) -> Iterator[_Bound]:
+        """A step on a bank, in parts."""
         kernel = self._library.address(self._plan.kernels[step.kernel].symbol)
         pointers = [self._pointer(operand) for operand in step.operands]
-        for first in range(0, n, at_once):
-            last = min(first + at_once, n)
-            yield self._fetch(experts, step, [index], first, last)
-            yield _Bound(Call(kernel, pointers, 0, (last - first) * n_panels, True, first * n_panels), step, 0)
-
-    def _fetch(self, experts: ExpertCache, step: Step, weights: Sequence[int], first: int, last: int) -> _Bound:
-        return _Bound(experts.fetch(weights, self._pointer(step.operands[4]), first, last), step, 0)
-
-    def _n_matrices(self, step: Step) -> int:
-        return n_matrices(self._plan, self._plan.weights[step.operands[0].index])
+        n_panels = self._plan.weights[step.operands[0].index].chunk_panels
+        for part in parts:
+            yield from (_Bound(request, step, 0) for request in part.requests)
+            # before the next request, all that was requested long ago must be done with
+            sync = step.sync or step.tokens_per_task == 0
+            tasks = step.tasks if step.tokens_per_task else part.n_matrices * n_panels
+            call = Call(kernel, pointers, 0, tasks, sync, demand=part.demand)
+            yield _Bound(call, step, step.tokens_per_task)
 
     def _product(self, step: Step, operand: Operand, streamed: list[int]) -> Iterator[_Bound]:
         """A call per segment. Its tasks are numbered from the step's first, as are outputs and biases."""

@@ -191,6 +191,8 @@ class Executor:
         if self._loading is not None:
             self._finish_loading(self._loading)
         try:
+            if self.experts is not None:
+                self.experts.begin()
             if self.streamed is None:
                 self._team.run(program.address + first * CALL.size, last - first)
             else:
@@ -226,7 +228,7 @@ class Executor:
         running = self.work["prefill_seconds"] + self.work["decode_seconds"]
         found = dict(self.work)
         if self.experts is not None:
-            found |= self.experts.metrics(running)
+            found |= self.experts.metrics(running, self._team.n_workers)
         if self.streamed is not None:
             found |= self.streamed.metrics(running)
         return found

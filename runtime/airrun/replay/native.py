@@ -15,8 +15,9 @@ from airrun.errors import PlanError
 from airrun.plan.schema import POINTERS_PER_STEP
 from airrun.replay.memory import Region
 
-CALL = struct.Struct(f"<Q{POINTERS_PER_STEP}Q4iQ32x")
-"""`struct air_call` of replay.h: kernel, pointers, n_rows, n_tasks, sync, first_task, fetch; the rest is the loop's."""
+CALL = struct.Struct(f"<Q{POINTERS_PER_STEP}Q4i2Q24x")
+"""`struct air_call` of replay.h: kernel, pointers, n_rows, n_tasks, sync, first_task, fetch, demand; the rest is the
+loop's."""
 
 FETCH = struct.Struct("<Q2q2i32x")
 """`struct air_fetch`: pack, skew, panel_nbytes, chunk, n_rows; the rest is the loop's own."""
@@ -42,7 +43,8 @@ class Fetch(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One native call: address of the kernel, its pointers (those not given are null), and how it is spread."""
+    """One native call: address of the kernel, its pointers (those not given are null), and how it is spread; for what
+    is not there when it begins, a fetch or the address of a demand (`struct air_demand` of replay.h)."""
 
     kernel: int
     pointers: Sequence[int]
@@ -51,6 +53,7 @@ class Call(NamedTuple):
     sync: bool
     first_task: int = 0
     fetch: Fetch | None = None
+    demand: int = 0
 
 
 class CallArray:
@@ -75,7 +78,7 @@ class CallArray:
         at = self.address + end
         for i, call in enumerate(calls):
             pointers = (*call.pointers, *[0] * (POINTERS_PER_STEP - len(call.pointers)))
-            how = (call.n_rows, call.n_tasks, call.sync, call.first_task, at if call.fetch else 0)
+            how = (call.n_rows, call.n_tasks, call.sync, call.first_task, at if call.fetch else 0, call.demand)
             CALL.pack_into(whole, i * CALL.size, call.kernel, *pointers, *how)
             at += FETCH.size if call.fetch else 0
 

@@ -41,32 +41,52 @@ def banks_of(plan: Plan) -> list[Bank]:
     return list(found.values())
 
 
-def demands(plan: Plan, program: Program) -> dict[int, list[tuple[int, int]]]:
-    """What the steps of a program need of the banks: (weight, most matrices), by number of the first step.
+@record
+class Need:
+    """What a step of a program needs of a bank.
 
-    Steps that work on the rows of chosen experts only, by the same order of rows, need theirs together: all is known
-    when the first begins. Others need all matrices of a bank one after another, and any number at once.
+    Attributes
+    ----------
+    step, weight
+        Numbers of the step and of the bank.
+    by_row
+        Whether it works on rows of chosen experts, one after another; else on all experts, as far as they have rows.
+    most
+        Rows, or experts, that it works on at most.
     """
-    found: dict[int, list[tuple[int, int]]] = {}
-    together: dict[tuple[int, int], int] = {}
+
+    step: int
+    weight: int
+    by_row: bool
+    most: int
+
+
+def needs_of(plan: Plan, program: Program) -> list[list[Need]]:
+    """What the steps of a program need of the banks: together, what is known at the same time (by an order of rows)."""
+    found: dict[tuple[int, int, bool], list[Need]] = {}
     for i, step in enumerate(program.steps):
         operand = step.operands[0]
         if operand.space != "weight" or not is_bank(plan, plan.weights[operand.index]):
             continue
-        weight = plan.weights[operand.index]
-        if step.tokens_per_task == 0:
-            found[i] = [(operand.index, 1)]
-            continue
-        most = min(step.tasks // weight.chunk_panels * program.max_tokens, n_matrices(plan, weight))
-        first = together.setdefault((step.layer, step.operands[4].index), i)
-        found.setdefault(first, []).append((operand.index, most))
-    return found
+        weight, by_row = plan.weights[operand.index], step.tokens_per_task > 0
+        most = step.tasks // weight.chunk_panels * (program.max_tokens if by_row else 1)
+        known = found.setdefault((step.layer, step.operands[4].index, by_row), [])
+        known.append(Need(i, operand.index, by_row, most))
+    return list(found.values())
+
+
+def _least_together(plan: Plan, needs: Sequence[Need]) -> int:
+    """Matrices in memory at once that will do: all that are chosen, or one in use and one that is read meanwhile."""
+    if not needs[0].by_row:
+        return 2
+    return sum(min(need.most, n_matrices(plan, plan.weights[need.weight])) for need in needs)
 
 
 def least_slots(plan: Plan) -> int:
     """Matrices that must be in memory at once."""
-    needs = [sum(most for _, most in need) for program in plan.programs for need in demands(plan, program).values()]
-    return max(needs, default=0)
+    return max(
+        (_least_together(plan, needs) for program in plan.programs for needs in needs_of(plan, program)), default=0
+    )
 
 
 def slot_nbytes(banks: Sequence[Bank]) -> int:
@@ -77,5 +97,7 @@ def slot_nbytes(banks: Sequence[Bank]) -> int:
 def chosen_nbytes(plan: Plan) -> int:
     """Bytes of the matrices that a token uses."""
     sizes = {bank.weight: bank.matrix_nbytes for bank in banks_of(plan)}
-    needs = demands(plan, plan.programs[0]).values()
-    return sum(most * sizes[weight] for need in needs for weight, most in need)
+    program = plan.programs[0]
+    return sum(
+        need.most // program.max_tokens * sizes[need.weight] for needs in needs_of(plan, program) for need in needs
+    )

@@ -23,7 +23,13 @@ from airrun.weights.stream import TIMEOUT_S, describe_failure, read_function
 HALF_LIFE = 16384
 """Rounds; some hundred tokens of a model of 48 layers with experts."""
 
-_DEMAND = struct.Struct("<2Q4i")
+_DEMAND = struct.Struct("<3Q4i")
+"""`struct air_demand`: cache, bank, parts, n_parts, first, last, by_row."""
+
+_REQUEST = struct.Struct("<2Q2i")
+"""`struct air_request`: cache, demands, n_demands, ahead."""
+
+_PLACE_NBYTES, _PART_NBYTES = 16, 8
 
 
 class _Bank(ctypes.Structure):
@@ -63,19 +69,20 @@ class _State(ctypes.Structure):
         ("drop_cache", ctypes.c_int32),
         ("timeout_s", ctypes.c_int32),
         ("round", ctypes.c_int32),
-        ("n_jobs", ctypes.c_int32),
-        ("work", ctypes.c_uint64),
-        ("done", ctypes.c_int32),
-        ("stop", ctypes.c_int32),
+        ("reserved0", ctypes.c_int32),
+        ("reserved1", ctypes.c_int64 * 4),
+        ("posted", ctypes.c_uint64),
+        ("begun", ctypes.c_uint64),
+        ("done", ctypes.c_uint64),
         ("failure", ctypes.c_uint64),
+        ("stop", ctypes.c_int32),
+        ("reserved2", ctypes.c_int32),
         ("hits", ctypes.c_uint64),
         ("misses", ctypes.c_uint64),
         ("nbytes_read", ctypes.c_uint64),
         ("waited_ns", ctypes.c_uint64),
+        ("reserved3", ctypes.c_int64 * 7),
     )
-
-
-_PLACE_NBYTES = 16
 
 
 class ExpertCache:
@@ -87,6 +94,8 @@ class ExpertCache:
         Of the native struct.
     pool
         Address of the slots, which the tables count from.
+    n_slots
+        How many matrices there is room for.
     """
 
     def __init__(
@@ -101,7 +110,8 @@ class ExpertCache:
         self._library, self._files = library, files
         self._banks = banks_of(plan)
         self._numbers = {bank.weight: i for i, bank in enumerate(self._banks)}
-        n_slots, readers = residency.expert_slots, plan.stream.readers
+        self.n_slots = n_slots = residency.expert_slots
+        readers = plan.stream.readers
         raw_nbytes = matrix_span_nbytes(plan)
         self._memory = Region(ctypes.sizeof(_State))
         self._state = state = _State.from_buffer(self._memory.memory)
@@ -127,8 +137,9 @@ class ExpertCache:
         state.n_banks, state.n_slots = len(self._banks), n_slots
         state.growth, state.weight = 2.0 ** (1.0 / HALF_LIFE), 1.0
         state.drop_cache, state.timeout_s = drop_cache, TIMEOUT_S
-        self.forget()
         self._demands: list[object] = []
+        self._settled = True
+        self.forget()
         reader = library.function("air_expert_reader", ctypes.c_void_p, ctypes.c_int32)
         self._threads = [
             threading.Thread(target=reader, args=(self.address, i), name=f"airrun_expert-{i}", daemon=True)
@@ -140,18 +151,22 @@ class ExpertCache:
         keep = (self._memory, self._pool, self._raw, self._places, self._jobs, self._heat, self._described, files)
         self._finalizer = weakref.finalize(self, _end, library, self.address, self._threads, keep)
 
-    def slots_of(self, weight: int) -> int:
-        """How many matrices of a bank can be there together."""
-        return min(int(self._state.n_slots), self._banks[self._numbers[weight]].n_experts)
+    def demand(self, weight: int, first: int, last: int, by_row: bool, most: int) -> int:
+        """Address of the demand of a product for chosen experts of [first, last): at most so many parts."""
+        entry = self._described.address + self._numbers[weight] * ctypes.sizeof(_Bank)
+        parts = ctypes.create_string_buffer(_PART_NBYTES * most)
+        packed = _DEMAND.pack(self.address, entry, ctypes.addressof(parts), 0, first, last, by_row)
+        demand = ctypes.create_string_buffer(packed, _DEMAND.size)
+        self._demands.append((parts, demand))
+        return ctypes.addressof(demand)
 
-    def fetch(self, weights: Sequence[int], order: int, first: int, last: int) -> Call:
-        """A call after which those of experts [first, last) of some banks are there that have rows in an order."""
-        numbers = (ctypes.c_int32 * len(weights))(*(self._numbers[weight] for weight in weights))
-        demand = ctypes.create_string_buffer(
-            _DEMAND.pack(self.address, ctypes.addressof(numbers), len(weights), first, last, 0), _DEMAND.size
-        )
-        self._demands.append((numbers, demand))
-        return Call(self._library.address("air_experts_fetch"), (ctypes.addressof(demand), order), 0, 1, sync=True)
+    def request(self, demands: Sequence[int], order: int, *, ahead: int) -> Call:
+        """A call after which what demands lack is being read, by an order of rows; `ahead` requests may be in use."""
+        listed = (ctypes.c_uint64 * len(demands))(*demands)
+        packed = _REQUEST.pack(self.address, ctypes.addressof(listed), len(demands), ahead)
+        request = ctypes.create_string_buffer(packed, _REQUEST.size)
+        self._demands.append((listed, request))
+        return Call(self._library.address("air_experts_request"), (ctypes.addressof(request), order), 0, 1, sync=True)
 
     def check(self) -> None:
         """Raise what went wrong with reading.
@@ -168,12 +183,26 @@ class ExpertCache:
             offset = bank.chunk.offset + (number - bank.first_chunk) * bank.matrix_nbytes
             raise describe_failure(failure, self._files.paths[bank.chunk.file], offset)
 
+    def begin(self) -> None:
+        """Before a run: after a failure nothing may be read any more that belongs to the run that failed.
+
+        Raises
+        ------
+        WeightFileError
+            The disk does not answer still.
+        """
+        if not self._settled:
+            self.forget()
+            self.check()
+
     def forget(self) -> None:
         """Take all matrices for absent; not while anything runs."""
-        self._library.function("air_experts_forget", ctypes.c_void_p)(self.address)
+        forget = self._library.function("air_experts_forget", ctypes.c_void_p)
+        forget.restype = ctypes.c_int32
+        self._settled = bool(forget(self.address))
 
-    def metrics(self, running: float) -> dict[str, float]:
-        """How often a chosen matrix was there, what was read in `running` seconds, and how long was waited for it."""
+    def metrics(self, running: float, n_workers: int) -> dict[str, float]:
+        """How often a chosen matrix was there, what was read in `running` seconds, how long workers waited for it."""
         state = self._state
         uses = state.hits + state.misses
         return {
@@ -181,7 +210,7 @@ class ExpertCache:
             "expert_misses": state.misses,
             "expert_bytes": state.nbytes_read,
             "expert_bytes_per_second": state.nbytes_read / running if running else 0.0,
-            "expert_wait_seconds": state.waited_ns / 1e9,
+            "expert_wait_seconds": state.waited_ns / 1e9 / n_workers,
         }
 
     def close(self) -> None:
