@@ -151,7 +151,7 @@ def assemble(
         libraries=tuple(
             schema.Library(
                 isa=lib.isa.name,
-                arch="x86_64",
+                arch=lib.isa.arch,
                 features=tuple(sorted(LEVELS[lib.isa.name])),
                 calls=needed_calls(),
                 segment=FIRST_LIBRARY + i,

@@ -30,7 +30,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being compiled, how many are done, and how many there are."""
 
 _NATIVE = Path(str(airkernels.__file__)).parent / "native"
-_SYSTEM = "x86_64-linux-musl"
+
+_BASELINE = {"x86_64": ("-mcpu=x86_64",), "aarch64": ("-mcpu=generic", "-mno-outline-atomics")}
+"""What the native code may use of each architecture: all its processors have it, and there is no library to ask."""
 
 
 class CodegenError(AirError):
@@ -60,9 +62,12 @@ def compile_library(specs: Sequence[KernelSpec], isa: VectorIsa, progress: Progr
     for i, spec in enumerate(specs):
         progress(f"{isa.name} {spec.symbol}", i, len(specs))
         objects.append(_cached(f"{isa.name} {isa} {spec.symbol} {spec.schedule(isa)}", partial(_compile, spec, isa)))
-    objects += [_cached(source.name, partial(_compile_native, source)) for source in sorted(_NATIVE.glob("*.c"))]
+    objects += [
+        _cached(f"{isa.arch} {source.name}", partial(_compile_native, source, isa.arch))
+        for source in sorted(_NATIVE.glob("*.c"))
+    ]
     progress(f"{isa.name} linking", len(specs), len(specs))
-    return CompiledLibrary(isa, _link(objects), -(-scratch // 64) * 64)
+    return CompiledLibrary(isa, _link(objects, isa.arch), -(-scratch // 64) * 64)
 
 
 def needed_calls() -> tuple[str, ...]:
@@ -109,15 +114,15 @@ def _compile(spec: KernelSpec, isa: VectorIsa) -> bytes:
         return path.read_bytes()
 
 
-def _compile_native(source: Path) -> bytes:
+def _compile_native(source: Path, arch: str) -> bytes:
     flags = ["-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-g0", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "native.o"
-        _zig(["-c", *flags, "-mcpu=x86_64", str(source), "-o", str(path)])
+        _zig(arch, ["-c", *flags, *_BASELINE[arch], str(source), "-o", str(path)])
         return path.read_bytes()
 
 
-def _link(objects: Sequence[bytes]) -> bytes:
+def _link(objects: Sequence[bytes], arch: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for i, content in enumerate(objects):
@@ -125,13 +130,13 @@ def _link(objects: Sequence[bytes]) -> bytes:
             path.write_bytes(content)
             paths.append(str(path))
         out = Path(folder) / "kernels.so"
-        _zig(["-shared", "-nostdlib", "-s", "-Wl,--build-id=none", "-o", str(out), *paths])
+        _zig(arch, ["-shared", "-Wl,-z,defs", "-nostdlib", "-s", "-Wl,--build-id=none", "-o", str(out), *paths])
         return out.read_bytes()
 
 
-def _zig(arguments: list[str]) -> None:
-    """Run the C compiler of the `ziglang` package."""
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", _SYSTEM, *arguments]
+def _zig(arch: str, arguments: list[str]) -> None:
+    """Run the C compiler of the `ziglang` package for Linux on an architecture."""
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl", *arguments]
     folder = str(ensure_dir(cache_dir() / "zig"))
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

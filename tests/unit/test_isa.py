@@ -13,6 +13,7 @@ from airrun.machine import isa
 from airrun.machine.auxiliary_vector import parse_auxiliary_vector
 
 V2, V3, V3_VNNI, V4 = "x86-64-v2", "x86-64-v3", "x86-64-v3+avxvnni", "x86-64-v4"
+ARM, ARM_DOTPROD, ARM_I8MM = "armv8-a", "armv8-a+dotprod", "armv8-a+i8mm"
 
 
 @pytest.fixture

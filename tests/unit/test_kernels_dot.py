@@ -26,7 +26,7 @@ def dot_kernel(name: str, isa: VectorIsa, code_max: int) -> tirx.PrimFunc:
 
     def body(k: Kernel) -> None:
         codes, digits, out = k.region(0, "uint32"), k.region(1, "int32"), k.region(2, "int32")
-        total = isa.dot.start(zeros("int32", isa.lanes), code_max)
+        total = isa.dot.start(zeros("int32", isa.lanes), code_max, isa.dot.is_centred(code_max))
         for w in range(N_WORDS):
             word = codes.load(w * isa.lanes, isa.lanes)
             word = centred(word) if isa.dot.is_centred(code_max) else word

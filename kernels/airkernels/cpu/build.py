@@ -45,7 +45,7 @@ compilation_pipeline.register_tir_pipeline(_PIPELINE, _pipeline)
 
 def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: VectorIsa) -> Any:
     """Compile kernels into one TVM library for an instruction set."""
-    target: dict[str, Any] = {"kind": "llvm", "mcpu": isa.cpu, "mtriple": "x86_64-linux-gnu"}
+    target: dict[str, Any] = {"kind": "llvm", "mcpu": isa.cpu, "mtriple": f"{isa.arch}-linux-gnu"}
     if isa.attributes:
         target["mattr"] = list(isa.attributes)
     return tirx.build(tvm.IRModule(dict(kernels)), target=tvm.target.Target(target), pipeline=_PIPELINE)

@@ -6,10 +6,11 @@ same in every lane. Digits are at most 127 in magnitude.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from airkernels.cpu.program import Expr, bits, const, lanes_of, let, llvm, splat
+from airkernels.cpu.program import Expr, Region, bits, const, lanes_of, let, llvm, splat
 from airkernels.formats.base import SIGNS
 
 MOST_SIGNED = 127
@@ -22,7 +23,7 @@ class DotSum(Protocol):
     """A sum of products, as it is made."""
 
     def add(self, codes: Expr, digits: Expr) -> None:
-        """Add the products of a code word and of digits, both uint32 or int32 x lanes."""
+        """Add the products of a code word, uint32 x lanes, and of digits as `Dot.digits` gives them."""
 
     def total(self) -> Expr:
         """The sum, int32 x lanes."""
@@ -39,8 +40,15 @@ class Dot(Protocol):
     def takes(self, code_max: int) -> bool:
         """Whether codes may stay in place, so that the largest is this, or are better shifted down first."""
 
-    def start(self, initial: Expr, code_max: int) -> DotSum:
-        """A sum that begins with these, int32 x lanes, for codes up to `code_max`."""
+    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
+        """What gives digits in every lane: those of word 0, 1, 2 ... from the `first` on."""
+
+    def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
+        """A sum that begins with these, int32 x lanes, for codes up to `code_max` or centred ones."""
+
+
+def _splat_digits(words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
+    return lambda w: let(splat(words.load(first + w), lanes))
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,10 @@ class Vpdpbusd:
     def takes(self, code_max: int) -> bool:
         return True
 
-    def start(self, initial: Expr, code_max: int) -> DotSum:
+    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
+        return _splat_digits(words, first, lanes)
+
+    def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
         return _VpdpbusdSum(initial)
 
 
@@ -89,8 +100,11 @@ class Pmaddubsw:
     def takes(self, code_max: int) -> bool:
         return _words_at_once(code_max) > 1
 
-    def start(self, initial: Expr, code_max: int) -> DotSum:
-        return _PmaddubswSum(initial, code_max)
+    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
+        return _splat_digits(words, first, lanes)
+
+    def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
+        return _PmaddubswSum(initial, code_max, is_centred)
 
 
 def _words_at_once(code_max: int) -> int:
@@ -106,8 +120,8 @@ _SSE_AVX2 = {
 
 
 class _PmaddubswSum:
-    def __init__(self, initial: Expr, code_max: int) -> None:
-        self._sum, self._centred = initial, code_max > MOST_SIGNED
+    def __init__(self, initial: Expr, code_max: int, is_centred: bool) -> None:
+        self._sum, self._centred = initial, is_centred
         self._room = self._free = 1 if self._centred else _words_at_once(code_max)
         self._pending: Expr | None = None
 

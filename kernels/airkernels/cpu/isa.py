@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from airkernels.cpu.dot import Dot, Pmaddubsw, Vpdpbusd
+from airkernels.cpu.dot_neon import Sdot, Smlal, Usdot
 from airkernels.cpu.program import Expr, lanes_of, llvm
 
 PANEL = 16
@@ -22,14 +23,16 @@ class VectorIsa:
     ----------
     name
         Level name, as the plan and `AIR_ISA` spell it.
+    arch
+        Architecture, as Linux names it.
     cpu
         LLVM's name of a CPU of that level.
     attributes
         LLVM features beyond those of `cpu`.
     lanes
-        32-bit lanes of a vector register.
+        32-bit lanes of a vector, which may be several registers side by side.
     registers
-        Vector registers: bounds the tile of a matrix product.
+        Vectors that the registers hold: bounds the tile of a matrix product.
     dot
         How products of bytes are added to 32-bit lanes.
     fma
@@ -42,6 +45,7 @@ class VectorIsa:
     """
 
     name: str
+    arch: str
     cpu: str
     attributes: tuple[str, ...]
     lanes: int
@@ -60,9 +64,16 @@ class VectorIsa:
         return llvm(dtype, "llvm.fma", a, b, c)
 
 
-X86_64_V2 = VectorIsa("x86-64-v2", "x86-64-v2", (), 4, 16, Pmaddubsw(), False, False)
-X86_64_V3 = VectorIsa("x86-64-v3", "x86-64-v3", (), 8, 16, Pmaddubsw(), True, True)
-X86_64_V3_VNNI = VectorIsa("x86-64-v3+avxvnni", "x86-64-v3", ("+avxvnni",), 8, 16, Vpdpbusd(), True, True)
-X86_64_V4 = VectorIsa("x86-64-v4", "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
+X86_64_V2 = VectorIsa("x86-64-v2", "x86_64", "x86-64-v2", (), 4, 16, Pmaddubsw(), False, False)
+X86_64_V3 = VectorIsa("x86-64-v3", "x86_64", "x86-64-v3", (), 8, 16, Pmaddubsw(), True, True)
+X86_64_V3_VNNI = VectorIsa("x86-64-v3+avxvnni", "x86_64", "x86-64-v3", ("+avxvnni",), 8, 16, Vpdpbusd(), True, True)
+X86_64_V4 = VectorIsa("x86-64-v4", "x86_64", "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
 
-ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4)}
+# A vector is four registers, a panel: the compiler splits what is done to it, and a row of a panel is read whole. Sums
+# of vectors are then also taken in the order of AVX-512, so that both give the same bits.
+_NEON = ("+neon",)
+ARMV8 = VectorIsa("armv8-a", "aarch64", "generic", _NEON, 16, 8, Smlal(), True, True)
+ARMV8_DOTPROD = VectorIsa("armv8-a+dotprod", "aarch64", "generic", (*_NEON, "+dotprod"), 16, 8, Sdot(), True, True)
+ARMV8_I8MM = VectorIsa("armv8-a+i8mm", "aarch64", "generic", (*_NEON, "+dotprod", "+i8mm"), 16, 8, Usdot(), True, True)
+
+ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4, ARMV8, ARMV8_DOTPROD, ARMV8_I8MM)}

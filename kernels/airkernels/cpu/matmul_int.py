@@ -272,13 +272,15 @@ class _Tile:
         if with_zero_point:
             for at in digits:
                 starts[shifts[0], at] = self._start(words, group, at, shifts[0])
+        code_max, is_centred = self.fmt.code_max, dot.is_centred(self.fmt.code_max)
         sums = [
-            {(shift, at): dot.start(start, self.fmt.code_max << shift) for (shift, at), start in starts.items()}
+            {(shift, at): dot.start(start, code_max << shift, is_centred) for (shift, at), start in starts.items()}
             for _vector in codes
         ]
+        digits_of = {at: dot.digits(words, at + first_word, lanes) for at in digits}
         for w in range(len(codes[0])):
             for at in digits:
-                x = let(splat(words.load(at + first_word + w), lanes))
+                x = digits_of[at](w)
                 for vector, of_vector in zip(codes, sums, strict=True):
                     word, shift = vector[w]
                     of_vector[shift, at].add(word, x)

@@ -104,6 +104,26 @@ def bits(value: Expr, dtype: str) -> Expr:
     return tirx.reinterpret(dtype, value)
 
 
+def registers(value: Expr) -> list[Expr]:
+    """A vector of 32-bit lanes as the 128-bit registers that hold it."""
+    lanes = lanes_of(value)
+    if lanes == 4:
+        return [value]
+    half, value = f"{dtype_of(value).rsplit('x', 1)[0]}x{lanes // 2}", let(value)
+    return [*registers(tirx.vectorlow(half, value)), *registers(tirx.vectorhigh(half, value))]
+
+
+def join(parts: Sequence[Expr]) -> Expr:
+    """Vectors side by side: a power of two of them."""
+    if len(parts) == 1:
+        return parts[0]
+    pairs = [
+        tirx.vectorcombine(f"{dtype_of(a).rsplit('x', 1)[0]}x{2 * lanes_of(a)}", a, b)
+        for a, b in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return join(pairs)
+
+
 def byte_offset(pointer: Expr, nbytes: Expr) -> Expr:
     """Pointer advanced by a 64-bit byte count."""
     offset = nbytes if isinstance(nbytes, int) else cast(nbytes, "int64")

@@ -12,7 +12,7 @@ import tvm
 from tvm import tirx
 
 from airkernels.cpu.isa import VectorIsa
-from airkernels.cpu.program import Expr, Region, bits, cast, const, let, llvm, splat, zeros
+from airkernels.cpu.program import Expr, Region, bits, cast, const, join, let, llvm, registers, splat, zeros
 from airkernels.cpu.vectors import half_to_float
 from airkernels.formats.base import Places, Table
 
@@ -79,17 +79,23 @@ class VectorReader:
     def lookup(self, entries: tuple[int, ...], indices: Expr) -> Expr:
         assert len(entries) == 16
         words = [int.from_bytes(bytes(entries[at : at + 4]), "little") for at in range(0, 16, 4)]
-        table = tirx.Shuffle(
-            [const(words[lane % 4], "uint32") for lane in range(self.lanes)],
-            [tirx.const(lane, "int32") for lane in range(self.lanes)],
-        )
+        if self.isa.arch == "aarch64":
+            table = bits(tirx.Shuffle([const(word, "uint32") for word in words], _numbers(4)), "int8x16")
+            found = [
+                bits(llvm("int8x16", "llvm.aarch64.neon.tbl1.v16i8", table, bits(each, "int8x16")), "uint32x4")
+                for each in registers(indices)
+            ]
+            return join(found)
+        table = tirx.Shuffle([const(words[lane % 4], "uint32") for lane in range(self.lanes)], _numbers(self.lanes))
         found = llvm(f"int8x{4 * self.lanes}", _SHUFFLE_BYTES[self.lanes], self._bytes(table), self._bytes(indices))
         return bits(found, self._type("uint32"))
 
     def entry(self, table: Table, index: Expr) -> Expr:
         pointer = let(tirx.reinterpret("handle", tvm.ir.StringImm(_as_text(table))))
         index = bits(index, self._type("int32"))
-        if self.lanes == 16:
+        if self.isa.arch == "aarch64":
+            found = tirx.BufferLoad(Region(pointer, "int32").buffer, [index])
+        elif self.lanes == 16:
             every = const(-1, "int16")
             gather = "llvm.x86.avx512.gather.dpi.512"
             found = llvm("int32x16", gather, zeros("int32", 16), pointer, index, every, const(4, "int32"))
@@ -106,6 +112,10 @@ class VectorReader:
 
     def _type(self, element: str) -> str:
         return f"{element}x{self.lanes}"
+
+
+def _numbers(n: int) -> list[Expr]:
+    return [tirx.const(i, "int32") for i in range(n)]
 
 
 def _as_text(table: Table) -> str:

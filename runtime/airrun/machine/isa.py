@@ -3,7 +3,8 @@
 A level is a name under which the compiler builds kernels. Its flags are those a compiler may use for it, so that a
 kernel never meets an instruction the processor lacks.
 
-Source: x86-64 psABI, section 3.1.1 (micro-architecture levels); flag names as in ``/proc/cpuinfo``.
+Source: x86-64 psABI, section 3.1.1 (micro-architecture levels); Arm Architecture Reference Manual, section A2
+(extensions); flag names as in ``/proc/cpuinfo``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LEVELS: dict[str, frozenset[str]] = {
     "armv8-a+dotprod": _DOTPROD,
     "armv8-a": _ARMV8,
 }
-"""Levels by name, best first, with the processor flags each needs."""
+"""Levels by name, best first on each architecture, with the processor flags each needs."""
 
 ENVIRONMENT = "AIR_ISA"
 
