@@ -1,11 +1,16 @@
 """What a token costs: counted on the lowered program, priced with measured rates of kernels and of the target's memory.
 
 Calls between two barriers run side by side. Such a stage takes about as long as the slower of its computing and its
-reading of weights; near the crossing it takes longer than either, for which a power mean of high order stands.
+reading of weights; near the crossing it takes longer than either, for which a power mean of order four stands: of the
+first order it would be no overlap, of an infinite one perfect overlap.
+
+The plan carries the result, so it must be the same on every machine and under every version of Python: floats are added
+by `fsum`, since `sum` rounds differently from version to version.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +22,6 @@ from airrun.plan.schema import PANEL_ROWS, Cost
 from airrun.predict import CONTEXT
 from airschedules.calibration import Calibration, load_calibration
 from airschedules.specs import AttentionSpec, ExpertMatmulSpec, HeadMatmulSpec, MatmulSpec, RopeStoreSpec
-
-OVERLAP = 4.0
-"""Order of the power mean of computing and reading: infinite would be perfect overlap, 1 none."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def decode_seconds(calls: Sequence[Call], machine: Machine, context: int) -> flo
     """Seconds of one token after `context` others."""
     total = 0.0
     for stage in stages(calls):
-        computing = sum(_decode(call, machine, context) for call in stage)
+        computing = math.fsum(_decode(call, machine, context) for call in stage)
         reading = sum(map(weight_nbytes, stage)) / machine.ram_bytes_per_s
         total += _overlapped(computing, reading) + _waiting(machine)
     return total
@@ -82,7 +84,7 @@ def prefill_seconds(calls: Sequence[Call], machine: Machine, n_tokens: int) -> f
     """Seconds of a prompt of `n_tokens`, of which the last one's logits are wanted."""
     total = 0.0
     for stage in stages(calls):
-        computing = sum(_prefill(call, machine, n_tokens) for call in stage)
+        computing = math.fsum(_prefill(call, machine, n_tokens) for call in stage)
         reading = sum(map(weight_nbytes, stage)) / machine.ram_bytes_per_s
         total += _overlapped(computing, reading) + _waiting(machine)
     return total
@@ -157,7 +159,9 @@ def _macs(spec: MatmulSpec) -> int:
 
 
 def _overlapped(computing: float, reading: float) -> float:
-    return float((computing**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
+    # multiplied and rooted, which every machine rounds alike; powers are not
+    computing, reading = computing * computing, reading * reading
+    return math.sqrt(math.sqrt(computing * computing + reading * reading))
 
 
 def _waiting(machine: Machine) -> float:

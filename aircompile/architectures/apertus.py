@@ -5,8 +5,6 @@ Source: Swiss AI 2025; Huang & Schlag 2025 (xIELU).
 
 from __future__ import annotations
 
-import math
-
 from aircompile.architectures.toolkit.attention import (
     attend,
     norm_heads,
@@ -19,6 +17,7 @@ from aircompile.architectures.toolkit.builder import Builder
 from aircompile.architectures.toolkit.feed_forward import plain, read_width
 from aircompile.architectures.toolkit.hyperparameters import Hyperparameters
 from aircompile.architectures.toolkit.registry import family
+from airkernels.exact import softplus
 
 
 @family("apertus")
@@ -35,11 +34,7 @@ def build(b: Builder) -> None:
         x = project_output(b, attend(b, q, k, v, heads, rope=rope))
         hidden = b.residual(hidden, x, "attn_residual")
         # the file has them before the softplus that keeps them positive
-        bends = (_softplus(alpha_p[layer]), beta[layer] + _softplus(alpha_n[layer]), beta[layer], eps[layer])
+        bends = (softplus(alpha_p[layer]), beta[layer] + softplus(alpha_n[layer]), beta[layer], eps[layer])
         x = plain(b, norm(hidden, "ffn_norm"), n_ff, "xielu", bends)
         hidden = b.residual(hidden, x, "ffn_residual")
     b.logits(norm(hidden, "output_norm"))
-
-
-def _softplus(x: float) -> float:
-    return x if x > 20.0 else math.log1p(math.exp(x))

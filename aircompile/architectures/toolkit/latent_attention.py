@@ -17,6 +17,7 @@ from aircompile.architectures.toolkit.builder import Builder, Normalize
 from aircompile.architectures.toolkit.limits import MAX_HEADS, MAX_WIDTH
 from aircompile.architectures.toolkit.rope import read_rope
 from aircompile.operators import HeadMatMul, Join, Slice, Split
+from airkernels import exact
 
 
 class LatentAttention:
@@ -48,7 +49,8 @@ class LatentAttention:
         multiplier = hyper.number("rope.scaling.yarn_log_multiplier", 0.0, 1e6, 0.0)
         if multiplier and hyper.text("rope.scaling.type", "linear") == "yarn":
             factor = hyper.number("rope.scaling.factor", 1.0, 1e6)
-            scale *= (1.0 + multiplier * math.log(factor)) ** 2
+            stretch = 1.0 + multiplier * exact.log(factor)
+            scale *= stretch * stretch
             rope = dataclasses.replace(rope, magnitude=1.0)
         width = self.rope_dim + (self.rank if self.absorbed else self.head_dim - self.rope_dim)
         return scale, add_rope(b, width, "normal", rope)

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from aircompile.architectures.toolkit.hyperparameters import Hyperparameters
 from aircompile.architectures.toolkit.limits import MAX_CONTEXT
 from aircompile.graph import RopeInfo
+from airkernels import exact
 
 _MAX_FACTOR = 1e6
 
 
 def plain_rope(dim: int, base: float) -> RopeInfo:
     """Frequencies of the `dim` rotating elements of a head, as they were trained."""
-    frequency = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    frequency = np.array([exact.power(base, -i / dim) for i in range(0, dim, 2)])
     return RopeInfo(dim, frequency, np.zeros(dim // 2, np.int32), 1, 1.0)
 
 
@@ -39,7 +40,7 @@ def read_rope(hyper: Hyperparameters, dim: int, n_ctx_train: int, alpha: float =
     """
     base = read_base(hyper, "rope.freq_base", 10000.0)
     if alpha and dim > 2:
-        base *= alpha ** (dim / (dim - 2))
+        base *= exact.power(alpha, dim / (dim - 2))
     kind = hyper.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise hyper.unsupported("rope.scaling.type", f"is {kind!r:.80}; supported: none, linear, yarn, longrope")
@@ -81,7 +82,7 @@ def _yarn(
 
     def pair_of(turns: float) -> float:
         """The pair (as a fraction) that makes `turns` full turns within the original context."""
-        return dim * math.log(n_ctx_original / (turns * 2 * math.pi)) / (2 * math.log(base))
+        return dim * exact.log(n_ctx_original / (turns * 2 * math.pi)) / (2 * exact.log(base))
 
     low = max(0.0, math.floor(pair_of(beta_fast)))
     high = min(dim - 1.0, math.ceil(pair_of(beta_slow)))
@@ -95,4 +96,4 @@ def _yarn(
 
 
 def _magnitude(factor: float, multiplier: float) -> float:
-    return 1.0 if factor <= 1.0 else 0.1 * multiplier * math.log(factor) + 1.0
+    return 1.0 if factor <= 1.0 else 0.1 * multiplier * exact.log(factor) + 1.0

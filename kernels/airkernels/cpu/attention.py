@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from airkernels import exact
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
 from airkernels.cpu.functions import softcap
 from airkernels.cpu.isa import VectorIsa
@@ -150,7 +151,7 @@ class _Pass:
         slope = const(0.0, "float32")
         for head in range(self.shape.n_heads):
             power = (head + 1) / m if head < m else (2 * (head - m) + 1) / (2 * m)
-            slope = tirx.Select(self.head == head, const(2.0 ** (-self.shape.alibi * power), "float32"), slope)
+            slope = tirx.Select(self.head == head, const(exact.power(2.0, -self.shape.alibi * power), "float32"), slope)
         return let(slope)
 
     def _scores(self, block: Region, plane: Expr, q: Region, scores: Region, valid: Expr, n: int) -> None:
