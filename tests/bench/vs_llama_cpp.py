@@ -1,9 +1,16 @@
 """Decode and prefill beside llama.cpp: same model, same threads, alternating rounds, ratios of medians.
 
-    python tests/bench/vs_llama_cpp.py MODEL.gguf [-t 1,2] [-r 7] [-n 64] [-p 512]
+    python tests/bench/vs_llama_cpp.py MODEL.gguf [-t 1,2] [-r 7] [-n 64] [-p 512] [--isa x86-64-v3]
 
 Needs llama-cpp-python, here or in the interpreter given with --peer-python. Prints a table, and one JSON
 line per row with --json. Ratios above 1 mean that this engine is faster.
+
+With --isa, kernels are those of a lesser instruction set of this processor. Let llama.cpp be limited likewise:
+
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" \\
+        pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36
+
+and -DGGML_AVX_VNNI=ON for x86-64-v3+avxvnni.
 """
 
 from __future__ import annotations
@@ -14,15 +21,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from workers import Worker
+
+from airrun.machine.isa import LEVELS
+from airschedules.targets import HOST, load_target
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--plan", type=Path, help="use this plan instead of building one")
+    parser.add_argument("--isa", choices=LEVELS, help="instruction set to build for; by default this machine's best")
     parser.add_argument("-t", "--threads", default="1,2", help="thread counts, separated by commas")
     parser.add_argument("-r", "--rounds", type=int, default=7)
     parser.add_argument("-n", type=int, default=64, help="tokens decoded per round")
@@ -32,13 +44,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        plan = args.plan or build(args.model, Path(folder) / "bench.plan.bin")
+        plan = args.plan or build(args.model, Path(folder) / "bench.plan.bin", args.isa)
         for threads in map(int, args.threads.split(",")):
             compare(args, plan, threads)
 
 
-def build(model: Path, out: Path) -> Path:
-    command = [sys.executable, "-m", "aircompile", "build", str(model), "--target", "host", "-o", str(out), "--quiet"]
+def build(model: Path, out: Path, isa: str | None) -> Path:
+    target = HOST
+    if isa:
+        host = load_target(HOST)
+        target = str(out.with_name("host.toml"))
+        Path(target).write_text(replace(host, cpu=replace(host.cpu, isa=(isa,))).to_toml())
+    command = [sys.executable, "-m", "aircompile", "build", str(model), "--target", target, "-o", str(out), "--quiet"]
     subprocess.run(command, check=True)
     return out
 
