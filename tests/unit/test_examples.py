@@ -18,7 +18,7 @@ from airrun.paths import host_profile_path
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SLOW = ("--target cpu",)
+SLOW = ("--target cpu", "--target rpi5")
 ANYTHING = "..."
 PLAN = "test -e smol.plan.bin || aircompile build SmolLM2-135M-Instruct.Q4_1.gguf -o smol.plan.bin --quiet"
 
