@@ -33,6 +33,12 @@ _SKEW = 0.3
 """Standard deviation of the logarithm of a router's rows' lengths."""
 
 
+Metadata = dict[str, "int | float | list[int]"]
+
+Tensors = dict[str, tuple[tuple[int, ...], str]]
+"""Dimensions and formats by name, in the order of the file."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """Hyperparameters of a llama; with experts, `n_ff` is their width."""
@@ -59,21 +65,39 @@ SHAPES = {
 
 def write_model(path: Path, shape: Shape, fmt: str, *, empty: bool = False, seed: int = 0) -> None:
     """Write a model whose matrices are all in one format (the head of a Q4_K model in Q6_K, as is usual)."""
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_name("Synthetic")
-    writer.add_context_length(8192)
-    writer.add_embedding_length(shape.n_embd)
-    writer.add_block_count(shape.n_layers)
-    writer.add_feed_forward_length(shape.n_ff)
-    writer.add_head_count(shape.n_heads)
-    writer.add_head_count_kv(shape.n_kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(500000.0)
+    metadata: Metadata = {
+        "context_length": 8192,
+        "embedding_length": shape.n_embd,
+        "block_count": shape.n_layers,
+        "feed_forward_length": shape.n_ff,
+        "attention.head_count": shape.n_heads,
+        "attention.head_count_kv": shape.n_kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 500000.0,
+    }
     if shape.n_experts:
-        writer.add_expert_count(shape.n_experts)
-        writer.add_expert_used_count(shape.n_used)
+        metadata |= {"expert_count": shape.n_experts, "expert_used_count": shape.n_used}
+    write_file(path, "llama", metadata, _tensors(shape, fmt), shape.n_vocab, empty=empty, seed=seed)
+
+
+def write_file(
+    path: Path,
+    architecture: str,
+    metadata: Metadata,
+    tensors: Tensors,
+    n_vocab: int,
+    *,
+    empty: bool = False,
+    seed: int = 0,
+) -> None:
+    """Write a file of random weights; keys of the metadata are without the architecture's name."""
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_name("Synthetic")
+    for key, value in metadata.items():
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        (writer.add_array if isinstance(value, list) else add)(f"{architecture}.{key}", value)  # type: ignore[operator]
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    words += [f"w{i}" for i in range(shape.n_vocab - len(words))]
+    words += [f"w{i}" for i in range(n_vocab - len(words))]
     writer.add_vocab_size(len(words))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(words)
@@ -81,7 +105,6 @@ def write_model(path: Path, shape: Shape, fmt: str, *, empty: bool = False, seed
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(words) - 259))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    tensors = _tensors(shape, fmt)
     for name, (dims, kind) in tensors.items():
         elements = int(np.prod(dims))
         nbytes = elements // BLOCKS[kind].block * BLOCKS[kind].nbytes
@@ -96,12 +119,11 @@ def write_model(path: Path, shape: Shape, fmt: str, *, empty: bool = False, seed
     _fill(path, tensors, np.random.default_rng(seed), empty)
 
 
-def _tensors(shape: Shape, fmt: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Dimensions and formats by name, in the order of the file."""
+def _tensors(shape: Shape, fmt: str) -> Tensors:
     head_dim = shape.n_embd // shape.n_heads
     kv = shape.n_kv_heads * head_dim
     head = "Q6_K" if fmt == "Q4_K" else fmt
-    found: dict[str, tuple[tuple[int, ...], str]] = {
+    found: Tensors = {
         "token_embd.weight": ((shape.n_vocab, shape.n_embd), fmt),
         "output_norm.weight": ((shape.n_embd,), "F32"),
         "output.weight": ((shape.n_vocab, shape.n_embd), head),
@@ -125,7 +147,7 @@ def _tensors(shape: Shape, fmt: str) -> dict[str, tuple[tuple[int, ...], str]]:
     return found
 
 
-def _fill(path: Path, tensors: dict[str, tuple[tuple[int, ...], str]], rng: np.random.Generator, empty: bool) -> None:
+def _fill(path: Path, tensors: Tensors, rng: np.random.Generator, empty: bool) -> None:
     """Put the tensors behind the header, each at a multiple of 32 bytes."""
     sparse = any(name.endswith(_ROUTER) for name in tensors)
     with path.open("r+b") as file:
@@ -137,6 +159,8 @@ def _fill(path: Path, tensors: dict[str, tuple[tuple[int, ...], str]], rng: np.r
             file.seek(at)
             if name.endswith(_ROUTER) and not empty:
                 file.write(_router(dims, rng))
+            elif name.endswith("ssm_a") and not empty:
+                file.write((-np.ones(elements, "<f4")).tobytes())
             elif not empty:
                 size = _EMBEDDING_SIZE if sparse and name.startswith("token_embd") else 1.0
                 if (kind, size) not in random:
@@ -174,14 +198,19 @@ def _random_blocks(kind: str, rng: np.random.Generator, size: float = 1.0) -> by
 
 def main() -> None:
     """Write the file that the arguments describe."""
+    from synthetic_recurrent import RECURRENT, write_recurrent
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--shape", choices=[*SHAPES, *RECURRENT], default="8b")
     parser.add_argument("--format", default="q4_0")
     parser.add_argument("--empty", action="store_true")
     args = parser.parse_args()
     fmt = next(name for name in _SCALES if name.lower() == args.format.lower())
-    write_model(args.out, SHAPES[args.shape], fmt, empty=args.empty)
+    if args.shape in RECURRENT:
+        write_recurrent(args.out, RECURRENT[args.shape], fmt, empty=args.empty)
+    else:
+        write_model(args.out, SHAPES[args.shape], fmt, empty=args.empty)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from airkernels.cpu.recurrence import (
     selective_scan,
     token_shift,
 )
+from airkernels.cpu.state import part_of
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
 
@@ -215,14 +216,16 @@ def test_linear_attention(kernels: Kernels, name: str) -> None:
     arrays = [array.astype(np.float64) for array, _ in given]
     shared = np.arange(n) % s.n_key_heads if s.tiled else np.arange(n) // (n // s.n_key_heads)
     for tokens, slot, state in sequences(run.before, s.state.size):
-        shape = (n, s.key_dim, s.value_dim)
-        exact, size = state.reshape(shape), np.abs(state.reshape(shape))
+        columns = part_of(s.value_dim)
+        exact = state.reshape(n, -1, s.key_dim, columns).swapaxes(1, 2).reshape(n, s.key_dim, s.value_dim)
+        size = np.abs(exact)
         for token in tokens:
             rows_of = [array[token] for array in arrays]
             exact, read = attend(s, rows_of, bonus, shared, exact, np.subtract)
             size, large = attend(s, [np.abs(row) for row in rows_of], np.abs(bonus), shared, size, np.add)
             close(out[token], read.reshape(-1), large.reshape(-1), 8 * s.key_dim)
-        close(states[slot, : s.state.size], exact.reshape(-1), size.reshape(-1), 8 * s.key_dim)
+        exact, size = (m.reshape(n, s.key_dim, -1, columns).swapaxes(1, 2).reshape(-1) for m in (exact, size))
+        close(states[slot, : s.state.size], exact, size, 8 * s.key_dim)
 
 
 def attend(

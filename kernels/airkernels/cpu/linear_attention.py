@@ -35,7 +35,11 @@ class LinearAttentionShape:
 
     @property
     def state(self) -> StateLayout:
-        """[n_heads, key_dim, value_dim]."""
+        """[n_heads, parts, key_dim, columns of a part]: what a task walks over for every token lies together.
+
+        With the columns of all parts side by side, a part would use every other line of memory only, for which there is
+        half of the first-level cache.
+        """
         return StateLayout(self.n_heads * self.key_dim * self.value_dim)
 
     @property
@@ -78,10 +82,11 @@ class _Head:
         n = part_of(self.shape.value_dim)
         self.lanes = lanes_dividing(n, self.isa)
         self.starts = range(0, n, self.lanes)
-        self.first = let(self.head * (self.shape.key_dim * self.shape.value_dim) + self.column)
+        self.columns = n
+        self.first = let((self.head * self.shape.value_dim + self.column) * self.shape.key_dim)
 
     def _at(self, j: Expr, start: int) -> Expr:
-        return self.first + j * self.shape.value_dim + start
+        return self.first + j * self.columns + start
 
     def clear(self, state: Region) -> None:
         with loop(self.shape.key_dim) as j:

@@ -65,27 +65,28 @@ def causal_convolution(name: str, isa: VectorIsa, shape: ConvolutionShape) -> ti
 
     def body(k: Kernel) -> None:
         weight, bias = k.region(1, "float32"), k.region(3, "float32")
-        with loop(k.end * (part // lanes), k.begin * (part // lanes)) as vector:
-            first = let(vector * lanes)
-            taps = local("float32", kernel * lanes)
-            for lane in range(lanes):
+        with loop(k.end, k.begin) as task:
+            first = let(task * part)
+            taps = local("float32", kernel * part)
+            with loop(part) as column:
                 for j in range(kernel):
-                    taps.store(j * lanes + lane, weight.load((first + lane) * kernel + j))
-            start = let(bias.load(first, lanes)) if shape.bias else zeros("float32", lanes)
+                    taps.store(j * part + column, weight.load((first + column) * kernel + j))
 
             def reset(state: Region) -> None:
                 for j in range(kernel - 1):
-                    state.store(j * shape.n + first, zeros("float32", lanes))
+                    clear(state, first + j * shape.n, part, lanes)
 
             def step(token: Expr, state: Region) -> None:
-                rows = [let(state.load(j * shape.n + first, lanes)) for j in range(kernel - 1)]
-                rows.append(let(row_of(k, 0, token, shape.in_stride).load(first, lanes)))
-                total = start
-                for j, row in enumerate(rows):
-                    total = isa.fused_multiply_add(taps.load(j * lanes, lanes), row, total)
-                row_of(k, 2, token, shape.out_stride).store(first, total)
-                for j, row in enumerate(rows[1:]):
-                    state.store(j * shape.n + first, row)
+                x, out = row_of(k, 0, token, shape.in_stride), row_of(k, 2, token, shape.out_stride)
+                for at in range(0, part, lanes):
+                    rows = [let(state.load(j * shape.n + first + at, lanes)) for j in range(kernel - 1)]
+                    rows.append(let(x.load(first + at, lanes)))
+                    total = let(bias.load(first + at, lanes)) if shape.bias else zeros("float32", lanes)
+                    for j, row in enumerate(rows):
+                        total = isa.fused_multiply_add(taps.load(j * part + at, lanes), row, total)
+                    out.store(first + at, total)
+                    for j, row in enumerate(rows[1:]):
+                        state.store(j * shape.n + first + at, row)
 
             layout.for_tokens(k, 4, 5, reset, step)
 
