@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from aircompile.architectures.toolkit.alternating_updates import AlternatingUpdates
 from aircompile.architectures.toolkit.attention import (
     attend,
     local_rotary,
@@ -27,11 +28,8 @@ from aircompile.architectures.toolkit.builder import Builder, Normalize
 from aircompile.architectures.toolkit.feed_forward import read_widths
 from aircompile.architectures.toolkit.per_layer import PerLayerInputs
 from aircompile.architectures.toolkit.registry import family
-from aircompile.operators import Activation, Add, Combine, CutOff, MatchSize, MatMul, Multiply, Scale
-from aircompile.operators.streams import MAX_STREAMS
+from aircompile.operators import Activation, Add, CutOff, Multiply, Scale
 
-_LEAST = 1e-5
-"""Least mean square that a stream is scaled up from."""
 _OWN_CACHES = 20
 _SPARSE_LAYERS, _DEVIATIONS = 10, 1.6448533535003662
 """Where the file says nothing: layers with caches, layers with sparse gates, and how many deviations those cut off."""
@@ -44,7 +42,7 @@ def build(b: Builder) -> None:
     key = "activation_sparsity_scale"
     cuts = [_DEVIATIONS if layer < _SPARSE_LAYERS else -math.inf for layer in range(b.n_layers)]
     cuts = list(b.hyper.numbers(key, -math.inf, 10.0, b.n_layers)) if b.hyper.has(key) else cuts
-    attention, altup = _Attention(b, norm), _AltUp(b, norm)
+    attention, altup = _Attention(b, norm), AlternatingUpdates(b, norm)
     hidden = b.embedding(scale=math.sqrt(b.n_embd))
     inputs = PerLayerInputs(b, norm, hidden)
     streams = altup.spread(hidden)
@@ -101,52 +99,3 @@ class _Attention:
             q = self.norm(b.linear(x, "attn_q", heads.widths[0], "q"), "attn_q_norm", groups=heads.n_heads)
         q = rope(q, heads.n_heads, "rope_q")
         return project_output(b, attend(b, q, *self.kept[window > 0], heads, window=window))
-
-
-class _AltUp:
-    """The streams: made of the embedding, predicted from each other, corrected by what a layer made of one, joined."""
-
-    def __init__(self, b: Builder, norm: Normalize) -> None:
-        self.builder, self.norm = b, norm
-        self.n = b.hyper.integer("altup.num_inputs", MAX_STREAMS, low=2, default=4)
-        self.active = b.hyper.integer("altup.active_idx", self.n - 1, low=0, default=0)
-
-    def spread(self, hidden: str) -> list[str]:
-        return [hidden, *self._project("altup_proj", [hidden] * (self.n - 1), hidden)]
-
-    def gather(self, streams: list[str]) -> str:
-        """The mean of the first stream and of the others, projected back."""
-        b, total = self.builder, streams[0]
-        for i, x in enumerate(self._project("altup_unembd_proj", streams[1:], streams[0])):
-            total = b.add(f"altup_sum{i + 1}", Add(), total, x)
-        return b.scale(total, 1.0 / self.n, "altup_mean")
-
-    def _project(self, part: str, streams: list[str], target: str) -> list[str]:
-        b = self.builder
-        matrices = b.tensors.stack(f"{part}.weight", self.n - 1, b.n_embd, b.n_embd)
-        products = [
-            b.add(f"{part}{i + 1}", MatMul((matrix,), (None,)), x)
-            for i, (matrix, x) in enumerate(zip(matrices, streams, strict=True))
-        ]
-        return [b.add(f"{x}_sized", MatchSize(_LEAST), x, target) for x in products]
-
-    def _modalities(self, x: str, when: str) -> str:
-        b = self.builder
-        x = b.scale(self.norm(x, "altup_router_norm", output=f"{when}_router_norm"), 1.0 / b.n_embd, f"{when}_scaled")
-        return b.add(f"{when}_modalities", Activation("tanh"), b.linear(x, "altup_router", self.n, f"{when}_router"))
-
-    def predict(self, streams: list[str]) -> list[str]:
-        b, n = self.builder, self.n
-        coefficients = b.linear(self._modalities(streams[self.active], "predict"), "altup_predict_coef", n * n)
-        return [
-            b.add(f"prediction{i}", Combine(i * n), stream, coefficients, *streams) for i, stream in enumerate(streams)
-        ]
-
-    def correct(self, predictions: list[str], activated: str) -> list[str]:
-        b = self.builder
-        coefficients = b.linear(self._modalities(activated, "correct"), "altup_correct_coef", self.n)
-        innovation = b.add("innovation", Add(-1.0), activated, predictions[self.active])
-        return [
-            b.add(f"corrected{i}", Combine(i, 1.0), prediction, coefficients, innovation)
-            for i, prediction in enumerate(predictions)
-        ]

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from family_models import KEPT, TOKENS
-from recurrent_models import MODELS
+from family_model import KEPT, TOKENS
+from family_models import MODELS
 
 GOLDEN = Path(__file__).with_name("families.npz")
 

@@ -1,12 +1,11 @@
-"""Small models with recurrent states, beside those of `family_models.py`; and all of both."""
+"""Small models with recurrent states, of which the golden data has none."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import family_models
 import numpy as np
-from family_models import (
+from family_model import (
     EXPERT,
     EXPERTS,
     GATED,
@@ -152,5 +151,3 @@ RECURRENT: dict[str, FamilyModel] = {
         {**MAMBA_2, **weights(NORMS), **SPARSE},
     ),
 }
-
-MODELS: dict[str, FamilyModel] = {**family_models.MODELS, **RECURRENT}

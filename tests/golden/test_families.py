@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family_models import KEPT, TOKENS
+from family_model import KEPT, TOKENS
+from family_models import MODELS
 from measures import OpenEngine, divergence, same_bits
-from recurrent_models import MODELS
 
 GOLDEN = Path(__file__).with_name("families.npz")
 

@@ -14,7 +14,7 @@ import pytest
 from airrun.engine import Engine
 from airrun.errors import BudgetError
 from airrun.ledger import sizes_of
-from airrun.plan.chunks import n_chunks
+from airrun.plan.chunks import is_bank, n_chunks
 from airrun.plan.container import encode_plan, read_plan
 from airrun.plan.schema import Plan, Stream
 from airrun.weights import expert_cache, resident, stream
@@ -29,7 +29,10 @@ def rechunked(plan: Path, out: Path, panels: int, readers: int = 2, slots: int =
     segments = [bytes(loaded.segment(i)) for i in range(len(loaded.plan.segments))]
     changed = replace(
         loaded.plan,
-        weights=tuple(replace(weight, chunk_panels=panels) for weight in loaded.plan.weights),
+        weights=tuple(
+            weight if is_bank(loaded.plan, weight) else replace(weight, chunk_panels=panels)
+            for weight in loaded.plan.weights
+        ),
         stream=Stream(readers, slots),
         programs=(loaded.plan.programs[0], replace(loaded.plan.programs[1], max_tokens=batch)),
     )
