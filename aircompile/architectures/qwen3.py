@@ -1,5 +1,8 @@
 """Qwen 3: like Qwen 2, with RMS norms of the heads of queries and keys before they rotate; dense, or with experts.
 
+The language models of Qwen 3-VL are the same for texts, whose positions are equal on all axes; what images add to the
+first layers, texts lack.
+
 Source: Yang et al. 2025.
 """
 
@@ -19,7 +22,7 @@ from aircompile.architectures.toolkit.feed_forward import gated, read_width
 from aircompile.architectures.toolkit.registry import family
 
 
-@family("qwen3", "qwen3moe")
+@family("qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe")
 def build(b: Builder) -> None:
     n_ff, heads = read_width(b), read_heads(b)
     mixture = None
@@ -27,6 +30,8 @@ def build(b: Builder) -> None:
         experts = read_experts(b)
         mixture = Mixture(b, experts, softmax_router(experts, normalize=True))
     rope, norm = rotary(b, heads, "neox"), b.rms_norm()
+    for key in ("rope.dimension_sections", "n_deepstack_layers"):
+        b.hyper.ignore(key)
     hidden = b.embedding()
     for _ in b.layers():
         q, k, v = project_qkv(b, norm(hidden, "attn_norm"), heads)

@@ -206,6 +206,30 @@ DENSE: dict[str, FamilyModel] = {
         metadata(**RMS, rope__scaling__finetuned=False, logit_scale=3.0, rope__dimension_count=16),
         shapes({**SPLIT, **NORMS, **GATED}),
     ),
+    "qwen2vl": FamilyModel(
+        "qwen2vl",
+        # llama.cpp does not read the epsilon of this one
+        metadata(attention__layer_norm_rms_epsilon=1e-8, rope__dimension_sections=[2, 3, 3, 0], rope__freq_base=1e6),
+        {
+            **shapes({**SPLIT, **NORMS, **GATED}),
+            **{
+                f"blk.{i}.attn_{part}.bias": (n,)
+                for i in range(N_LAYERS)
+                for part, n in (("q", Q), ("k", KV), ("v", KV))
+            },
+        },
+    ),
+    "qwen3vl": FamilyModel(
+        "qwen3vl",
+        metadata(
+            **RMS,
+            rope__dimension_sections=[3, 3, 2, 0],
+            n_deepstack_layers=2,
+            attention__key_length=HEAD_DIM,
+            attention__value_length=HEAD_DIM,
+        ),
+        shapes({**SPLIT, **NORMS, **HEAD_NORMS, **GATED}, tied=True),
+    ),
     "qwen2_fused": FamilyModel(
         "qwen2", metadata(**RMS, rope__freq_base=1e6), shapes({**FUSED, **NORMS, **GATED}, tied=True)
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_python_of_the_readme(run: Run, tmp_path: Path) -> None:
     for block in blocks:
         (tmp_path / "block.py").write_text(block)
         assert run(f'"{sys.executable}" "{tmp_path}/block.py"').startswith(" Paris.")
+
+
+def test_the_family_of_the_readme() -> None:
+    """It is what the file has after its imports, and no family takes more than 120 lines."""
+    name, shown = re.findall(r"all of\n`(\w+\.py)` but its imports:\n\n((?:(?:    .*)?\n)+?)(?=\S)", README)[0]
+    families = ROOT / "aircompile" / "architectures"
+    _imports, decorator, body = (families / name).read_text().partition("@family(")
+    assert textwrap.dedent(shown).strip() == (decorator + body).strip()
+    for path in families.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 120, path.name
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
