@@ -17,6 +17,7 @@ from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
 from airrun.ledger import MAX_THREADS, sizes_of
 from airrun.machine.probe import probe
 from airrun.machine.profile import Profile, parse_bytes
+from airrun.plan.signature import make_signature
 from airrun.predict import predict
 from airschedules.targets import HOST, load_target
 
@@ -53,6 +54,8 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("--ram", type=_nbytes, metavar="BYTES",
                         help="memory that a process running the plan may take, such as 1500MiB; weights that do not "
                         "fit are streamed from their file (default: what is available there)")  # fmt: skip
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem",
+                        help="sign the plan by an ed25519 private key, for airrun --require-signature")  # fmt: skip
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the program after each phase to DIR")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -90,6 +93,8 @@ def run(args: Namespace) -> int:
     profile, gpus = load_targets(args.target)
     out = args.output or Path(f"{args.model.stem}.{profile.name}.plan.bin")
     _check_output(out)
+    if args.sign is not None:
+        make_signature("", args.sign)  # finds out before compiling whether it can
     profile = for_this_machine(profile, args.quiet) if args.target == HOST else profile
     require_compiler(_COMPILER)
     if gpus:
@@ -107,6 +112,7 @@ def run(args: Namespace) -> int:
         ram=args.ram,
         debug_dump=args.debug_dump,
         gpus=gpus,
+        sign=args.sign,
     )
     with reporting(args.quiet) as report:
         plan = build(args.model, out, options, report)

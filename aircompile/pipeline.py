@@ -23,7 +23,7 @@ from airrun.errors import UsageError
 from airrun.ledger import sizes_of
 from airrun.machine.profile import Profile
 from airrun.paths import remember_weights
-from airrun.plan.container import content_digest, write_plan
+from airrun.plan.container import content_digest, sign_plan, write_plan
 from airrun.plan.schema import Choice, Plan, Segment
 from airrun.tokenizer.metadata import spec_from_metadata
 from airrun.tokenizer.wire import spec_to_bytes
@@ -57,6 +57,8 @@ class BuildOptions:
         Folder for the graph after every phase.
     gpus
         Architectures of GPUs that the plan carries code for, beside that for the processor.
+    sign
+        Private key (PEM) that signs the plan; None leaves it unsigned.
     """
 
     profile: Profile
@@ -68,6 +70,7 @@ class BuildOptions:
     ram: int | None = None
     debug_dump: Path | None = None
     gpus: tuple[str, ...] = ()
+    sign: Path | None = None
 
 
 class Report:
@@ -156,6 +159,8 @@ def build(model_path: Path, out: Path, options: BuildOptions, report: Report | N
         plan, segments = with_gpus(plan, segments, graph, caches, options, report.step)
     write_plan(out, plan, segments)
     remember_plan(content_digest(out.read_bytes()).hex())
+    if options.sign is not None:
+        sign_plan(out, options.sign)
     for file, source in zip(plan.files, model.files, strict=True):
         remember_weights(file.header_sha256, source.path)
     return plan

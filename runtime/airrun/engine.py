@@ -91,6 +91,7 @@ class Engine:
         ram: int | str | None = None,
         load_mode: LoadMode = "auto",
         device: str = "auto",
+        require_signature: Sequence[str | Path] = (),
     ) -> Engine:
         """Load a plan and the weights it names.
 
@@ -114,6 +115,8 @@ class Engine:
             fits, else direct where the file system has that, else buffered.
         device
             'cpu', 'cuda', or 'auto': a GPU where the plan has code for one and there is one.
+        require_signature
+            Public keys (PEM files) of which one must have signed the plan.
 
         Raises
         ------
@@ -127,6 +130,10 @@ class Engine:
             Numbers out of range.
         """
         loaded = read_plan(Path(plan))
+        if require_signature:
+            from airrun.plan.signature import require_signature as require_one_of
+
+            require_one_of(loaded, require_signature)
         given = [] if model is None else [model] if isinstance(model, str | Path) else list(model)
         paths = locate(loaded.plan, loaded.path, [Path(p) for p in given])
         if device == "cuda" or (device == "auto" and has_device_plan(loaded.plan)):

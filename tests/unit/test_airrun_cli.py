@@ -32,6 +32,7 @@ def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -
     run = airrun_command
     run(run.plan, "-p", "Hello")
     unset = {"threads": None, "ctx_size": None, "ram": None, "load_mode": "auto", "parallel": 1, "device": "auto"}
+    unset["require_signature"] = []
     assert run.opened == ("plan", run.plan, None, unset)
     run(run.plan, "-p", "Hello", "--model", "a", "--model", "b", "-t", "2", "-c", "99")
     assert run.opened == ("plan", run.plan, ["a", "b"], unset | {"threads": 2, "ctx_size": 99})
@@ -113,6 +114,7 @@ GIVEN = {
     "ram": (["--ram", "1MiB"], "1 MiB", 1 << 20),
     "load_mode": (["--load-mode", "mmap"], "mmap", "mmap"),
     "device": (["--device", "cuda"], "cuda", "cuda"),
+    "require_signature": (["--require-signature", "a", "--require-signature", "b"], "a\nb", ["a", "b"]),
     "zero_memory": (["--zero-memory"], "1", True),
     "speculate": (["--speculate", "ngram"], "ngram", "ngram"),
     "seed": (["-s", "9"], "9", 9),

@@ -153,4 +153,4 @@ def test_a_plan_whose_code_is_no_shared_object(plan: Path) -> None:
             return memoryview(b"no code")
 
     with pytest.raises(PlanError, match="not a 64-bit ELF file"):
-        require(Damaged(loaded.plan, loaded.digest, loaded.path, memoryview(b"")))
+        require(Damaged(loaded.plan, loaded.digest, loaded.path, b"", memoryview(b"")))

@@ -77,6 +77,7 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         ctx_size=args.ctx_size,
         ram=args.ram,
         load_mode=args.load_mode,
+        require_signature=args.require_signature,
         parallel=args.parallel,
         device=args.device,
     )

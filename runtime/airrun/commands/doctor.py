@@ -18,6 +18,7 @@ from airrun.ledger import Sizes, processors, sizes_of
 from airrun.plan.container import LoadedPlan, has_device_plan, read_plan
 from airrun.plan.fingerprint import locate
 from airrun.plan.schema import Plan
+from airrun.plan.signature import require_signature
 from airrun.ram import available_ram, total_ram
 from airrun.requirements import choose_library, requirements
 from airrun.weights.files import WeightFiles
@@ -37,7 +38,7 @@ class Finding:
 def add_arguments(parser: OptionParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("plan", metavar="PLAN", help="plan.bin to check against this machine")
-    parser.add_options(("model", "ctx_size", "threads", "ram"))
+    parser.add_options(("model", "ctx_size", "threads", "ram", "require_signature"))
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of text")
 
 
@@ -51,6 +52,7 @@ def run(args: Namespace) -> int:
     """
     loaded = read_plan(args.plan)
     findings = diagnose(loaded, args.model, threads=args.threads, ctx_size=args.ctx_size, ram=args.ram)
+    findings[1:1] = _signature(loaded, args.require_signature)
     problems = [finding.subject for finding in findings if finding.status == "problem"]
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
@@ -109,6 +111,18 @@ def _origin(loaded: LoadedPlan) -> Finding:
     if was_built_here(loaded.digest):
         return Finding("origin", "ok", "to be trusted, as a program", "built it")
     return Finding("origin", "warning", "to be trusted, as a program", "not built it: trust whoever sent it")
+
+
+def _signature(loaded: LoadedPlan, keys: Sequence[str]) -> list[Finding]:
+    """Whether one of the keys signed the plan, where that is asked."""
+    if not keys:
+        return []
+    needs = f"the trust of {' or '.join(keys)}"
+    try:
+        require_signature(loaded, keys)
+    except AirError as error:
+        return [Finding("signature", "problem", needs, str(error))]
+    return [Finding("signature", "ok", needs, "its signature")]
 
 
 def _requirements(loaded: LoadedPlan) -> Iterator[Finding]:

@@ -129,6 +129,8 @@ OPTIONS: tuple[Option, ...] = (
            "auto", "MODE"),
     Option(("--device",), "where to run: cpu, cuda, or auto: a GPU if the plan has code for it and it is there",
            _device, "auto", "D"),
+    Option(("--require-signature",), "refuse a plan that none of these ed25519 public keys signed; repeatable",
+           metavar="KEY.pem", repeat=True, default=()),
     Option(("--zero-memory",), "fill the GPU's memory with zeros afterwards", default=False),
     Option(("--speculate",), "guess tokens from earlier text and verify several in one pass: none or ngram",
            _speculation, "none", "HOW"),

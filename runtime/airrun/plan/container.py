@@ -3,13 +3,15 @@
 ::
 
     0     header, little endian, see `_HEADER`: magic, format version, header size, length of the file,
-          place of the index (offset, stored bytes, bytes once inflated), place of a signature
-          (offset, bytes; reserved, zero), SHA-256 of the rest of the header and of everything after it
+          without a signature, place of the index (offset, stored bytes, bytes once inflated), place of a signature
+          (offset, bytes; both zero where there is none), SHA-256 of the rest of the header, with zeros for the place
+          of a signature, and of everything after it but the signature
     4096  segments in order, each at the first multiple of 4096 after the one before, zeros between
-    ...   index at the next multiple of 4096, up to the end of the file: deflated JSON, see `airrun.plan.codec`
+    ...   index at the next multiple of 4096: deflated JSON, see `airrun.plan.codec`
+    ...   signature right after the index, where there is one, see `airrun.plan.signature`
 
 There is one valid arrangement of given contents, so nothing can hide between the parts and equal plans
-are equal files.
+are equal files. Signing a plan adds to the file and leaves its digest as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from airrun.paths import write_atomic
 from airrun.plan.checks import show
 from airrun.plan.codec import PLAN_CODEC
 from airrun.plan.schema import FORMAT_VERSION, Plan, Segment
+from airrun.plan.signature import SIGNATURE, make_signature
 from airrun.plan.verify import verify, verify_rope_axis
 from airrun.records import record
 
@@ -40,19 +43,23 @@ MAX_PLAN_NBYTES = 1 << 30
 
 _VERSION = struct.Struct("<8sI")
 _HEADER = struct.Struct("<8sII6Q32s")
+_PLACE = struct.Struct("<2Q")
 _DIGEST_AT = _HEADER.size - 32
+_SIGNATURE_AT = _DIGEST_AT - _PLACE.size
 
 
 @record
 class LoadedPlan:
     """A verified plan, in memory: what happens to its file later does not matter.
 
-    `digest` is the SHA-256 of the contents in hex, the identity of the plan.
+    `digest` is the SHA-256 of the contents in hex, the identity of the plan; `signature` is as it stands in the file,
+    unchecked, and empty where there is none.
     """
 
     plan: Plan
     digest: str
     path: Path
+    signature: bytes
     _data: memoryview
 
     def segment(self, index: int) -> memoryview:
@@ -112,9 +119,10 @@ def seal(body: bytes | bytearray, index_offset: int, index: bytes, inflated_nbyt
 
 
 def content_digest(data: bytes | bytearray | memoryview) -> bytes:
-    """SHA-256 of a plan file without the place of the digest itself."""
+    """SHA-256 of an unsigned plan file without the place of the digest itself."""
     view = memoryview(data)
-    digest = hashlib.sha256(view[:_DIGEST_AT])
+    digest = hashlib.sha256(view[:_SIGNATURE_AT])
+    digest.update(bytes(_PLACE.size))
     digest.update(view[_HEADER.size :])
     return digest.digest()
 
@@ -137,17 +145,17 @@ def decode_plan(data: bytes, path: Path, *, verified: Callable[[str], bool] = la
     """
     view = memoryview(data)
     try:
-        plan, digest = _decode(view)
+        plan, digest, signature = _decode(view)
         if not verified(digest):
             verify(plan)
             constants = plan.segments[plan.constants_segment]
             verify_rope_axis(plan, view[constants.offset : constants.offset + constants.nbytes])
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
-    return LoadedPlan(plan, digest, path, view)
+    return LoadedPlan(plan, digest, path, signature, view)
 
 
-def _decode(view: memoryview) -> tuple[Plan, str]:
+def _decode(view: memoryview) -> tuple[Plan, str, bytes]:
     if len(view) < _VERSION.size and MAGIC.startswith(bytes(view[:8])):
         raise PlanError(f"plan is truncated: {len(view)} bytes")
     if bytes(view[:8]) != MAGIC:
@@ -161,22 +169,23 @@ def _decode(view: memoryview) -> tuple[Plan, str]:
         raise PlanError(f"plan format {version} is not known; build the plan again")
     if len(view) < _HEADER.size:
         raise PlanError(f"plan is truncated: {len(view)} bytes, the header alone has {_HEADER.size}")
-    header = _HEADER.unpack_from(view)
-    header_nbytes, total, index_offset, index_nbytes, inflated_nbytes, *signature, digest = header[2:]
+    header_nbytes, total, index_offset, index_nbytes, inflated_nbytes, *place, digest = _HEADER.unpack_from(view)[2:]
     if header_nbytes != _HEADER.size:
         raise PlanError(f"header of {header_nbytes} bytes, format {version} has {_HEADER.size}")
-    if len(view) != total:
-        what = "truncated" if len(view) < total else "followed by other data"
-        raise PlanError(f"plan is {what}: {len(view)} bytes, its header says {total}")
-    if any(signature):
-        raise PlanError("plan has a signature, which this airrun cannot check; update aircompile")
+    if place not in ([0, 0], [total, SIGNATURE.size]):
+        raise PlanError(f"signature at {place[0]} of {place[1]} bytes does not follow the index")
+    nbytes = total + place[1]
+    if len(view) != nbytes:
+        what = "truncated" if len(view) < nbytes else "followed by other data"
+        raise PlanError(f"plan is {what}: {len(view)} bytes, its header says {nbytes}")
+    view, signature = view[:total], bytes(view[total:])
     if content_digest(view) != digest:
         raise PlanError("plan is damaged: its digest does not match its contents; build or copy it again")
     if not (ALIGNMENT <= index_offset <= total and index_offset + index_nbytes == total):
         raise PlanError(f"index at {index_offset} of {index_nbytes} bytes does not end the file of {total} bytes")
     plan = PLAN_CODEC.loads(_inflate(view[index_offset:total], inflated_nbytes))
     _check_segments(plan, view, index_offset)
-    return plan, digest.hex()
+    return plan, digest.hex(), signature
 
 
 def _inflate(data: memoryview, nbytes: int) -> bytes:
@@ -230,6 +239,21 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, segments: Sequence[byte
         A file that cannot be written.
     """
     write_atomic(Path(path), encode_plan(plan, segments))
+
+
+def sign_plan(path: str | os.PathLike[str], key: Path) -> None:
+    """Sign a plan file by a private key (PEM), in the place of a signature that it has.
+
+    Raises
+    ------
+    PlanError, UsageError
+        No plan, or no such key.
+    """
+    loaded = read_plan(path)
+    data = bytearray(loaded.path.read_bytes())
+    (total,) = struct.unpack_from("<Q", data, _VERSION.size + 4)
+    _PLACE.pack_into(data, _SIGNATURE_AT, total, SIGNATURE.size)
+    write_atomic(loaded.path, bytes(data[:total]) + make_signature(loaded.digest, key))
 
 
 def read_plan(path: str | os.PathLike[str]) -> LoadedPlan:
