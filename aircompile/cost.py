@@ -20,8 +20,14 @@ from airkernels.formats import FORMATS
 from airrun.machine.profile import Profile
 from airrun.plan.schema import PANEL_ROWS, Cost
 from airrun.predict import CONTEXT
-from airschedules.calibration import Calibration, load_calibration
-from airschedules.specs import AttentionSpec, ExpertMatmulSpec, HeadMatmulSpec, MatmulSpec, RopeStoreSpec
+from airschedules.calibration import ACTIVATIONS, Calibration, Rate, load_calibration
+from airschedules.specs import (
+    AttentionSpec,
+    ExpertMatmulSpec,
+    HeadMatmulSpec,
+    MatmulSpec,
+    RopeStoreSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,18 @@ def estimate(lowered: Sequence[tuple[Phase, Lowering]], profile: Profile, thread
     -------
     Cost
         `decode_overhead_s` holds for a cache of `airrun.predict.CONTEXT` tokens, `prefill_macs_per_s` for a
-        prompt that fills one batch.
+        prompt that fills one batch; `estimates` names kernels whose rates are those of others of their class.
     """
     decode, (batch, prefill) = lowered[0][1], lowered[-1]
     nbytes = sum(weight_nbytes(call) for call in decode.calls)
     macs = sum(_macs(spec) for spec in _products(decode.calls))
     ram, overhead, rate = _ram_rate(profile, threads), 0.0, 0.0
+    estimates: tuple[str, ...] = ()
     machine = _machine(profile, threads)
-    if machine is not None and _measured(decode.calls, prefill.calls, machine.rates):
+    if machine is not None:
         overhead = max(0.0, decode_seconds(decode.calls, machine, CONTEXT) - nbytes / ram)
         rate = macs * batch.max_tokens / prefill_seconds(prefill.calls, machine, batch.max_tokens)
+        estimates = _estimates(decode.calls, prefill.calls, machine.rates)
     return Cost(
         weight_nbytes_per_token=nbytes,
         macs_per_token=macs,
@@ -67,6 +75,7 @@ def estimate(lowered: Sequence[tuple[Phase, Lowering]], profile: Profile, thread
         disk_bytes_per_s=float(profile.tiers.disk.bandwidth),
         decode_overhead_s=overhead,
         prefill_macs_per_s=rate,
+        estimates=estimates,
     )
 
 
@@ -109,11 +118,6 @@ def weight_nbytes(call: Call) -> int:
     return call.tasks * PanelLayout(FORMATS[call.spec.weights], call.spec.matrix.n_cols).nbytes
 
 
-def rate_key(spec: MatmulSpec) -> str:
-    """Name of a product's rate in the calibration."""
-    return f"{spec.weights}/{'q8' if spec.quantized else 'f32'}"
-
-
 def elements(call: Call) -> int:
     """Elements that a kernel other than a product handles for one token; of attention, for one cell."""
     spec = call.spec
@@ -133,18 +137,25 @@ def _ram_rate(profile: Profile, threads: int) -> float:
 
 def _machine(profile: Profile, threads: int) -> Machine | None:
     ram, n = _ram_rate(profile, threads), threads or profile.cpu.threads
-    rates = load_calibration(profile.cpu.isa[0]) if profile.cpu.isa else None
+    rates = load_calibration(profile.cpu.isa[0], profile.cpu.vendor) if profile.cpu.isa else None
     return None if rates is None or not ram else Machine(n, ram, rates)
 
 
-def _measured(decode: Sequence[Call], prefill: Sequence[Call], rates: Calibration) -> bool:
-    """Whether every kernel has a rate; one that is new has none before the next calibration."""
-    plain = {call.spec.rate for call in (*decode, *prefill) if not isinstance(call.spec, MatmulSpec)}
-    products = {rate_key(spec) for spec in _products((*decode, *prefill))}
-    return (
-        plain <= rates.element_decode.keys() & rates.element_prefill.keys()
-        and products <= rates.decode.keys() & rates.prefill.keys()
-    )
+def _estimates(decode: Sequence[Call], prefill: Sequence[Call], rates: Calibration) -> tuple[str, ...]:
+    """Kernels that were not measured."""
+    found = set()
+    for phase, calls in (("decode", decode), ("prefill", prefill)):
+        for spec in (call.spec for call in calls):
+            if isinstance(spec, MatmulSpec):
+                if not _product_rate(spec, phase, rates).measured:
+                    found.add(f"{spec.weights}/{ACTIVATIONS[spec.task.digits]}")
+            elif not rates.element(phase, spec.rate).measured:
+                found.add(spec.rate)
+    return tuple(sorted(found))
+
+
+def _product_rate(spec: MatmulSpec, phase: str, rates: Calibration) -> Rate:
+    return rates.product(phase, spec.weights, spec.task.digits)
 
 
 def _products(calls: Sequence[Call]) -> Iterator[MatmulSpec]:
@@ -172,9 +183,9 @@ def _decode(call: Call, machine: Machine, context: int) -> float:
     """Computing of a call for one token: its tasks are all there is to share between the threads."""
     rates, workers = machine.rates, min(machine.threads, call.tasks)
     if isinstance(call.spec, MatmulSpec):
-        return weight_nbytes(call) / rates.decode[rate_key(call.spec)] / workers
+        return weight_nbytes(call) / _product_rate(call.spec, "decode", rates).value / workers
     cells = _visible(call.spec, context + 1) if isinstance(call.spec, AttentionSpec) else 1
-    return elements(call) * cells * rates.element_decode[call.spec.rate] / workers
+    return elements(call) * cells * rates.element("decode", call.spec.rate).value / workers
 
 
 def _prefill(call: Call, machine: Machine, n_tokens: int) -> float:
@@ -187,10 +198,10 @@ def _prefill(call: Call, machine: Machine, n_tokens: int) -> float:
         if isinstance(call.spec, ExpertMatmulSpec):  # its tasks are all experts, of which a token uses some
             rows = call.spec.order.n_used * call.spec.matrix.n_rows
         macs = rows * call.spec.matrix.n_cols * n_tokens
-        return macs / rates.prefill[rate_key(call.spec)] / n
+        return macs / _product_rate(call.spec, "prefill", rates).value / n
     # a token sees those before it and itself
     cells = _visible(call.spec, (n_tokens + 1) / 2) if isinstance(call.spec, AttentionSpec) else 1
-    return elements(call) * n_tokens * cells * rates.element_prefill[call.spec.rate] / n
+    return elements(call) * n_tokens * cells * rates.element("prefill", call.spec.rate).value / n
 
 
 def _visible(spec: AttentionSpec, cells: float) -> float:

@@ -37,6 +37,8 @@ class Prediction:
         Only memory could be counted, so that the real speed is lower.
     load_seconds
         Reading the weights from a cold disk; None if its rate is unknown.
+    estimates
+        Kernels whose rates were not measured on the target but taken from similar ones.
     """
 
     decode_tokens_per_second: float | None
@@ -47,6 +49,7 @@ class Prediction:
     context: int
     upper_limit: bool
     load_seconds: float | None
+    estimates: tuple[str, ...] = ()
 
 
 def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> Prediction:
@@ -93,6 +96,7 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
         context=context,
         upper_limit=bool(total) and not prefill,
         load_seconds=load,
+        estimates=cost.estimates,
     )
 
 

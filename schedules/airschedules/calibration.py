@@ -1,7 +1,8 @@
 """What kernels cost: rates measured one kernel at a time, from which the compiler predicts whole models.
 
-`calibration.toml` names the machine that a level was measured on. Other processors of the same instruction set differ
-by their clock and caches, so predictions for them are rougher.
+`calibration.toml` has a table for each instruction set and maker of processors that were measured. Others of the same
+instruction set differ by their clock and caches, so predictions for them are rougher. Kernels that were not measured
+are taken to be like others of their class, and are named as estimates.
 """
 
 from __future__ import annotations
@@ -10,8 +11,31 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import geometric_mean
+from typing import NamedTuple
+
+from airkernels.formats import FORMATS, FloatFormat
+from airrun.plan.blocks import BLOCKS
 
 _FILE = Path(__file__).parent / "calibration.toml"
+
+ACTIVATIONS = ("f32", "q8", "q16")
+"""By their digits."""
+
+_LIKE = {
+    "attention": ("linearattention", "convolution", "groupdot"),
+    "select": ("groupslice", "tokenshift"),
+}
+_LIKE_OF = {op: model for model, ops in _LIKE.items() for op in ops}
+_ELEMENTWISE = "gated"
+"""Stands for whatever else was not measured: some arithmetic and an exponential function for every element."""
+
+
+class Rate(NamedTuple):
+    """A rate, and whether it is that of the kernel itself."""
+
+    value: float
+    measured: bool
 
 
 @dataclass(frozen=True)
@@ -39,9 +63,55 @@ class Calibration:
     element_decode: dict[str, float]
     element_prefill: dict[str, float]
 
+    def product(self, phase: str, weights: str, digits: int) -> Rate:
+        """Rate of a product.
 
-@lru_cache(maxsize=4)
-def load_calibration(isa: str, path: Path = _FILE) -> Calibration | None:
-    """The rates of an instruction set; None where it was never measured."""
+        One that was not measured decodes and multiplies as many weights per second as those whose formats are
+        described in the same way (`airkernels.formats`: K-quants, codebooks, grids, ...), where one was measured with
+        such activations; else as all integer formats do.
+        """
+        table = self.decode if phase == "decode" else self.prefill
+        try:
+            return Rate(table[f"{weights}/{ACTIVATIONS[digits]}"], True)
+        except KeyError:
+            pass
+
+        def weights_per_unit(name: str) -> float:
+            """Weights in what the rates count."""
+            return BLOCKS[name].block / BLOCKS[name].nbytes if phase == "decode" else 1.0
+
+        found: dict[str, float] = {}
+        for activations in (ACTIVATIONS[digits], "q16", "q8", "f32"):
+            for key, rate in table.items():
+                name, _, its = key.partition("/")
+                if its == activations and isinstance(FORMATS[name], FloatFormat) == (weights in _FLOATS):
+                    found.setdefault(name, rate * weights_per_unit(name))
+            if found:
+                break
+        akin = [rate for name, rate in found.items() if _kind(name) == _kind(weights)] or list(found.values())
+        return Rate(geometric_mean(akin) / weights_per_unit(weights), False)
+
+    def element(self, phase: str, op: str) -> Rate:
+        """Seconds per element of another kernel; one that was not measured is taken for the most similar that was."""
+        table = self.element_decode if phase == "decode" else self.element_prefill
+        try:
+            return Rate(table[op], True)
+        except KeyError:
+            return Rate(table[_LIKE_OF.get(op, _ELEMENTWISE)], False)
+
+
+_FLOATS = frozenset(name for name, form in FORMATS.items() if isinstance(form, FloatFormat))
+
+
+def _kind(name: str) -> str:
+    """The module that describes a format: those of one decode in the same way."""
+    return type(FORMATS[name]).__module__
+
+
+@lru_cache(maxsize=8)
+def load_calibration(isa: str, maker: str = "", path: Path = _FILE) -> Calibration | None:
+    """The rates of an instruction set, of processors of `maker` if they were measured; None if it never was."""
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Calibration(**tables[isa]) if isa in tables else None
+    names = [name for name in tables if name.partition("/")[0] == isa]
+    names.sort(key=lambda name: name.partition("/")[2] != maker)
+    return Calibration(**tables[names[0]]) if names else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.matmul_int import MatmulSchedule
@@ -29,7 +29,8 @@ def tuned(task: MatmulTask, isa: VectorIsa) -> Decision | None:
     record = find_record(task, isa.name)
     if record is None:
         return None
-    return Decision(record.schedule, f"tuning record: {record.gops:.0f} GOP/s (rules: {record.baseline:.0f})")
+    schedule = replace(untuned(task, isa).schedule, tile=record.tile)
+    return Decision(schedule, f"tuning record: {record.gops:.0f} GOP/s (rules: {record.baseline:.0f})")
 
 
 def float_activations(task: MatmulTask, isa: VectorIsa) -> Decision | None:
@@ -50,19 +51,26 @@ def decode_in_registers(task: MatmulTask, isa: VectorIsa) -> Decision | None:
 def unpacked_panels(task: MatmulTask, isa: VectorIsa) -> Decision | None:
     """Many tokens: integer sums fill the registers that codes, digits and adding leave; float sums are used rarely.
 
-    More than ten tokens gain nothing. One or two do not repay the detour through scratch.
+    More than ten tokens gain nothing. Few tiles do not repay the detour through scratch: with tiles of eight tokens or
+    more it costs time up to 32 tokens, with small ones up to 8.
     """
     n_vectors = PANEL // isa.lanes
     n_sums = isa.registers - n_vectors - 2 if isa.dot.in_one else isa.registers // 2
-    return Decision(MatmulSchedule(min(10, n_sums // n_vectors), unpack_from=3), "many tokens share an unpacked panel")
+    tile = min(10, n_sums // n_vectors)
+    return Decision(MatmulSchedule(tile, unpack_from=33 if tile >= 8 else 9), "many tokens share an unpacked panel")
 
 
-MATMUL_RULES: list[Rule] = [tuned, float_activations, decode_in_registers, unpacked_panels]
+RULES: list[Rule] = [float_activations, decode_in_registers, unpacked_panels]
 
 
 def schedule_matmul(task: MatmulTask, isa: VectorIsa) -> Decision:
     """The schedule of a product on an instruction set."""
-    for rule in MATMUL_RULES:
+    return tuned(task, isa) or untuned(task, isa)
+
+
+def untuned(task: MatmulTask, isa: VectorIsa) -> Decision:
+    """What the rules choose without records."""
+    for rule in RULES:
         decision = rule(task, isa)
         if decision is not None:
             return decision

@@ -1,9 +1,11 @@
 """Measures every kernel on this machine and prints the table that predictions are made from.
 
-    python tests/bench/calibrate.py > schedules/airschedules/calibration.toml
+    python tests/bench/calibrate.py [--isa x86-64-v4] [--formats Q4_0 ...] [-o schedules/airschedules/calibration.toml]
 
 For each instruction set, block format and kind of activations a model of one layer is compiled and its steps are
-timed one by one, repeated on the same data, so that small matrices stay in the cache. Run it on an idle machine.
+timed one by one, repeated on the same data, so that small matrices stay in the cache. Weights are random, and so are
+embeddings, with outliers as trained models have them. What is measured takes the place of what the file has for this
+instruction set and maker of processors; the rest stays. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ import argparse
 import sys
 import tempfile
 import time
+import tomllib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from block_samples import ordinary_blocks
 
 from aircompile.pipeline import BuildOptions, build
 from airrun.engine import Engine
@@ -27,7 +34,14 @@ from airrun.machine.system import cpu_name, detect
 from airrun.plan.schema import PANEL_ROWS, Kernel, Step
 
 FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
-ACTIVATIONS = ("q8", "f32")
+MORE_FORMATS = ("Q2_K", "Q5_K", "IQ4_XS", "MXFP4", "IQ2_XS", "IQ3_S", "TQ1_0")
+"""One or two of each further kind of description, with activations as they are by default."""
+
+OPTIONS = {"q16": "auto", "q8": "q8", "f32": "f32"}
+"""How models are built whose products have activations of each kind."""
+
+FREEDOM = 3
+"""Of the t distribution of embeddings: a fifth of their groups of 32 have outliers."""
 N_EMBD, N_FF, N_HEADS, N_KV_HEADS, HEAD_DIM, N_VOCAB = 1024, 2048, 16, 4, 64, 1024
 PROMPT = 512
 ROUNDS = 5
@@ -50,20 +64,18 @@ def write_model(path: Path, form: str) -> None:
     writer.add_token_list(special + [f"\u2581t{i}" for i in range(N_VOCAB - len(special))])
     writer.add_token_scores([0.0] * N_VOCAB)
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (N_VOCAB - len(special)))
-    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    block = gguf.GGML_QUANT_SIZES[kind][0]
+    rng = np.random.default_rng(0)
 
     def matrix(name: str, n_rows: int, n_cols: int) -> None:
-        # bytes that are small numbers in every field of every format: no infinities, nothing denormal
-        data = np.full((n_rows, n_cols // block * nbytes), 0x11, np.uint8)
-        if kind == gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(name, np.full((n_rows, n_cols), 0.01, np.float32))
-        elif kind == gguf.GGMLQuantizationType.F16:
-            writer.add_tensor(name, np.full((n_rows, n_cols), 0.01, np.float16))
-        else:
-            data = np.full_like(data, 0x3C) if form == "BF16" else data
-            writer.add_tensor(name, data, raw_dtype=kind)
+        if block > 1:
+            blocks = ordinary_blocks(rng, form, n_rows * n_cols // block)
+            writer.add_tensor(name, blocks.reshape(n_rows, -1), raw_dtype=kind)
+            return
+        values = (rng.standard_normal((n_rows, n_cols)) * 0.02).astype(np.float32)
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
 
-    matrix("token_embd.weight", N_VOCAB, N_EMBD)
+    writer.add_tensor("token_embd.weight", rng.standard_t(FREEDOM, (N_VOCAB, N_EMBD)).astype(np.float32))
     matrix("output.weight", N_VOCAB, N_EMBD)
     for name, n_rows, n_cols in (
         ("attn_q", N_HEADS * HEAD_DIM, N_EMBD),
@@ -84,11 +96,12 @@ def write_model(path: Path, form: str) -> None:
 
 
 def seconds_of(engine: Engine, program: int, step: int, n_tokens: int) -> float:
-    """Seconds of one call, best of several rounds of about 2 ms."""
+    """Seconds of one call, best of several rounds of about 2 ms, after those before it: buffers are used again."""
     bound = engine._executor._program(program)
     bound.set_rows(n_tokens, 1)
     # what reads rows of the embedding from the file comes before the first step
     at = step + len(bound.calls) - len(engine.plan.programs[program].steps)
+    engine._team.run(bound.address, at)
     call = bound.calls[at : at + 1].copy()
     call["sync"] = 1
     repeat = 1
@@ -169,43 +182,66 @@ def _short_step(engine: Engine) -> float:
     return sorted(_timed(engine, calls) for _ in range(300))[75] / len(calls)
 
 
+def fit(isa: str, formats: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The rates of an instruction set, as the table of a calibration."""
+    rates: dict[str, dict[str, float]] = {"decode": {}, "prefill": {}}
+    others: dict[tuple[str, str], list[float]] = {}
+    barriers = []
+    for form in formats:
+        for activations in activations_of(form):
+            print(f"{isa} {form} {activations}", file=sys.stderr)
+            spent, barrier = measure(isa, form, OPTIONS[activations], folder)
+            barriers.append(barrier)
+            for (phase, op), (work, seconds) in spent.items():
+                if op == "matmul":
+                    rates[phase][f"{form}/{activations}"] = work / seconds
+                else:
+                    others.setdefault((phase, op), []).append(seconds / work)
+    found: dict[str, Any] = {"machine": f"{cpu_name()}, {detect().cpu.cores} cores"}
+    found["sync"] = sorted(barriers)[len(barriers) // 4]
+    for phase, table in rates.items():
+        found[phase] = table
+        # products of output rows aside, some kernels run in decode alone
+        found[f"element_{phase}"] = {
+            op: float(np.median(others.get((phase, op), others["decode", op])))
+            for kind, op in sorted(others)
+            if kind == "decode"
+        }
+    return found
+
+
+def activations_of(form: str) -> Sequence[str]:
+    """Kinds of activations to measure a format with."""
+    if form in ("F32", "F16", "BF16"):
+        return ("f32",)
+    return tuple(OPTIONS) if form in FORMATS else ("q16",)
+
+
+def write(tables: dict[str, Any], path: Path) -> None:
+    lines = ["# Rates of kernels on one thread, made by tests/bench/calibrate.py; see airschedules/calibration.py."]
+    for name, table in tables.items():
+        lines += ["", f'["{name}"]', f'machine = "{table["machine"]}"', f"sync = {table['sync']:.2e}"]
+        for part in ("decode", "prefill", "element_decode", "element_prefill"):
+            lines += ["", f'["{name}".{part}]', *(f'"{key}" = {value:.3e}' for key, value in table[part].items())]
+    path.write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", nargs="*", default=[level for level in LEVELS if not missing(level)])
-    parser.add_argument("--formats", nargs="*", default=FORMATS)
+    parser.add_argument("--formats", nargs="*", default=FORMATS + MORE_FORMATS)
+    parser.add_argument("-o", "--output", type=Path, default=Path("schedules/airschedules/calibration.toml"))
     args = parser.parse_args()
-    print("# Rates of kernels on one thread, made by tests/bench/calibrate.py; see airschedules/calibration.py.")
+    tables = tomllib.loads(args.output.read_text()) if args.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for isa in args.isa:
-            rates: dict[str, dict[str, float]] = {"decode": {}, "prefill": {}}
-            others: dict[tuple[str, str], list[float]] = {}
-            barriers = []
-            for form in args.formats:
-                for activations in ACTIVATIONS if form.startswith("Q") else ("f32",):
-                    print(f"{isa} {form} {activations}", file=sys.stderr)
-                    spent, barrier = measure(isa, form, activations, Path(folder))
-                    barriers.append(barrier)
-                    for (phase, op), (work, seconds) in spent.items():
-                        if op == "matmul":
-                            rates[phase][f"{form}/{activations}"] = work / seconds
-                        elif op != "gather" or form == "Q8_0":
-                            others.setdefault((phase, op), []).append(seconds / work)
-            print(f'\n["{isa}"]\nmachine = "{cpu_name()}, {detect().cpu.cores} cores"')
-            print(f"sync = {sorted(barriers)[len(barriers) // 4]:.2e}")
-            for phase, table in rates.items():
-                print(f'\n["{isa}".{phase}]')
-                for key, rate in table.items():
-                    print(f'"{key}" = {rate:.3e}')
-            for phase in rates:
-                print(f'\n["{isa}".element_{phase}]')
-                for (kind, op), costs in sorted(others.items()):
-                    if kind == phase:
-                        print(f"{op} = {np.median(costs):.3e}")
-                # products of output rows aside, these run in decode alone
-                for op in {op for kind, op in others if kind == "decode"} - {
-                    op for kind, op in others if kind == phase
-                }:
-                    print(f"{op} = {np.median(others['decode', op]):.3e}")
+            old = tables.get(f"{isa}/{detect().cpu.vendor}", {})
+            found = fit(isa, args.formats, Path(folder))
+            for name, value in found.items():
+                if isinstance(value, dict):
+                    found[name] = old.get(name, {}) | value
+            tables[f"{isa}/{detect().cpu.vendor}"] = found
+            write(tables, args.output)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         kernels=kernels,
         programs=(program("decode", 1), program("batch", 8), program("prefill", 512)),
         libraries=(Library("x86-64-v3", "x86_64", ("avx2", "fma"), ("futex",), 2, 4096),),
-        cost=Cost(100_000, 200_000, 1e10, 1e9, 1e-5, 1e11),
+        cost=Cost(100_000, 200_000, 1e10, 1e9, 1e-5, 1e11, ("IQ2_S/q16",)),
         tokenizer=0,
         constants_segment=1,
         segments=tuple(Segment(name, 0, 0) for name in ("tokenizer", "constants", "x86-64-v3")),

@@ -37,7 +37,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     home = shared_home(tmp_path_factory)
     use_home(monkeypatch, home)
     monkeypatch.setattr(bench, "_PROBE_SECONDS", 0.005)
-    monkeypatch.setattr(bench, "_PROBED", 16 << 20)
+    monkeypatch.setattr("airrun.machine.system.uncached_nbytes", lambda at_least: 16 << 20)
     return str(tiny_plan(home))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from aircompile.lowering import Call, Lowering, Phase, lower, plan_caches
 from aircompile.passes import PASSES
 from aircompile.passes.options import PassOptions
 from airkernels.cpu.isa import ISAS
+from airkernels.formats import FORMATS, FloatFormat
 from airrun.machine.profile import Cpu, Disk, Profile, Tier, Tiers
 from airrun.plan.blocks import BLOCKS
-from airschedules.calibration import Calibration, load_calibration
+from airschedules.calibration import ACTIVATIONS, Calibration, load_calibration
 from airschedules.specs import MatmulSpec
+from airschedules.specs.kernel import KernelSpec
 
 RATE = 1e9
 ELEMENT = 1e-9
@@ -155,14 +158,76 @@ def test_every_kernel_has_a_rate(isa: str, form: str, activations: str) -> None:
     assert cost.ram_bytes_per_s == 20e9 and cost.prefill_macs_per_s > 0
 
 
-def test_calibration_has_every_format(tmp_path: Path) -> None:
-    formats = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
-    keys = {f"{form}/f32" for form in formats} | {f"{form}/q8" for form in formats if form.startswith("Q")}
+@pytest.mark.parametrize("isa", CALIBRATED)
+def test_calibrations_are_plausible(isa: str) -> None:
+    found = load_calibration(isa)
+    assert found is not None and found.machine
+    assert set(found.decode) == set(found.prefill) >= {"F32/f32", "Q4_0/q8", "Q4_K/q8", "Q6_K/f32"}
+    # between a slow and an absurd core
+    assert all(1e8 < rate < 1e12 for rate in [*found.decode.values(), *found.prefill.values()])
+    assert found.element_decode.keys() == found.element_prefill.keys()
+    assert 0 < found.sync < 1e-4
+
+
+def test_the_makers_own_calibration_is_taken_if_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "rates.toml"
+    tables = [
+        f'["{name}"]\nmachine = "{name}"\nsync = 1.0\n'
+        + "".join(f"{part} = {{}}\n" for part in ("decode", "prefill", "element_decode", "element_prefill"))
+        for name in ("v4/A", "v4/B", "v40/C")
+    ]
+    path.write_text("".join(tables))
+    for maker, expected in (("B", "v4/B"), ("A", "v4/A"), ("C", "v4/A"), ("", "v4/A")):
+        found = load_calibration("v4", maker, path)
+        assert found is not None and found.machine == expected
+    assert load_calibration("v3", "A", path) is None
+
+
+@pytest.mark.parametrize("isa", CALIBRATED)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("digits", [0, 1, 2])
+def test_every_product_has_a_rate_that_is_like_others(isa: str, form: str, digits: int) -> None:
+    if digits and isinstance(FORMATS[form], FloatFormat):
+        return
+    found = load_calibration(isa)
+    assert found is not None
+    for phase, table in (("decode", found.decode), ("prefill", found.prefill)):
+        rate = found.product(phase, form, digits)
+        assert rate.measured == (f"{form}/{ACTIVATIONS[digits]}" in table)
+        assert min(table.values()) / 5 < rate.value < 2 * max(table.values())
+
+
+def test_estimates_keep_weights_per_second() -> None:
+    known = {"Q4_K/q16": 9e9, "Q6_K/q16": 8e9, "Q8_0/q16": 34e9, "F32/f32": 4e9}
+    found = Calibration("test", 0.0, known, known, {}, {})
+    # 256 weights in 144, 210 and 176 bytes; those of K-quants are like K-quants
+    per_second = math.sqrt(9e9 / 144 * 256 * 8e9 / 210 * 256)
+    assert found.product("decode", "Q5_K", 2) == (pytest.approx(per_second / 256 * 176), False)
+    assert found.product("prefill", "Q5_K", 2) == (pytest.approx(math.sqrt(9e9 * 8e9)), False)
+    # no format with grids was measured: all integer ones count, and no float
+    assert found.product("prefill", "IQ2_S", 1) == (pytest.approx((9e9 * 8e9 * 34e9) ** (1 / 3)), False)
+    assert found.product("decode", "BF16", 0) == (pytest.approx(4e9 / 4 * 2), False)
+    assert found.product("decode", "Q8_0", 2) == (34e9, True)
+
+
+def test_kernels_without_a_rate_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = replace(PROFILE, cpu=Cpu(isa=("x86-64-v3",), threads=1))
+    assert estimate(lowered("Q4_1", "q8"), profile).estimates == ()
+    cost = estimate(lowered("Q5_1", "q8"), profile)
+    assert cost.estimates == ("Q5_1/q8",) and cost.prefill_macs_per_s > 0
+
+
+def test_every_operator_has_a_rate() -> None:
+    def described(cls: type) -> Iterator[type]:
+        for each in cls.__subclasses__():
+            yield each
+            yield from described(each)
+
+    ops = {each.__name__.removesuffix("Spec").lower() for each in described(KernelSpec)}
+    assert {"scan", "linearattention", "route"} <= ops
     for isa in CALIBRATED:
         found = load_calibration(isa)
-        assert found is not None and found.machine
-        assert set(found.decode) == set(found.prefill) == keys
-        # between a slow and an absurd core
-        assert all(1e8 < rate < 1e12 for rate in [*found.decode.values(), *found.prefill.values()])
-        assert found.element_decode.keys() == found.element_prefill.keys()
-        assert 0 < found.sync < 1e-4
+        assert found is not None
+        for op in ops:
+            for phase in ("decode", "prefill"):
+                assert 1e-12 < found.element(phase, op).value < 1e-8

@@ -17,7 +17,7 @@ import pytest
 from airrun import ram
 from airrun.errors import UsageError
 from airrun.machine import isa, probe, system
-from airrun.machine.profile import load_profile
+from airrun.machine.profile import Cpu, load_profile
 from airschedules.targets import load_target
 
 MIB = 1 << 20
@@ -151,3 +151,12 @@ def test_caches_agree_with_the_c_library() -> None:
         pytest.skip("the C library does not know the caches of this processor")
     cpu = system.detect_cpu()
     assert (cpu.l1d, cpu.l2) == (size("LEVEL1_DCACHE_SIZE"), size("LEVEL2_CACHE_SIZE"))
+
+
+def test_memory_is_measured_beyond_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "available_ram", lambda: 1 << 34)
+    for l2, l3, expected in ((1 << 20, 32 << 20, 1 << 28), (1 << 21, 260 << 20, 1040 << 20), (0, 0, 1 << 28)):
+        monkeypatch.setattr(system, "detect_cpu", lambda l2=l2, l3=l3: Cpu(l2=l2, l3=l3))
+        assert system.uncached_nbytes(1 << 28) == expected
+    monkeypatch.setattr(system, "available_ram", lambda: 1 << 28)
+    assert system.uncached_nbytes(1 << 28) == 1 << 27

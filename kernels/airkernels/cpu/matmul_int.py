@@ -383,7 +383,7 @@ def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: Matm
             return
         if schedule.unpack_from > 1:
             with when(k.n_tokens < schedule.unpack_from):
-                decode_in_registers(min(schedule.tile, _largest_power(schedule.unpack_from - 1)))
+                decode_in_registers(_largest_power(min(schedule.tile, schedule.unpack_from - 1)))
         with when(k.n_tokens >= schedule.unpack_from):
             unpack()
 

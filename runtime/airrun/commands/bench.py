@@ -30,7 +30,7 @@ _PROBE = "air_read_probe"
 _PIECE = 1 << 16
 """Bytes of a task of the kernel `_PROBE`."""
 _PROBED = 256 << 20
-"""Bytes read by a round: more than the last cache of most machines holds."""
+"""Bytes read by a round, or more where caches are larger."""
 _PROBE_SECONDS = 0.05
 _SLICE = 4 << 20
 
@@ -203,9 +203,9 @@ def _reader(engine: Engine) -> Callable[[], float]:
 
         assert isinstance(engine, CudaEngine)
         return engine.copy_rate
-    from airrun.ram import available_ram
+    from airrun.machine.system import uncached_nbytes
 
-    nbytes = max(min(_PROBED, available_ram() // 2) // _SLICE, engine.threads) * _SLICE
+    nbytes = max(uncached_nbytes(_PROBED) // _SLICE, engine.threads) * _SLICE
     buffer = Region(nbytes, huge=True)
     buffer.bytes[:] = 1  # pages that were never written are all the same page of zeros
     try:

@@ -138,6 +138,8 @@ def _prediction(found: dict[str, Any]) -> None:
         print(f"  decode: {at_most}{rate} tokens/s {where}, bound by {found['decode_bound']} ({parts})")
     if prefill is not None:
         print(f"  prefill: {prefill:.{0 if prefill >= 10 else 2}f} tokens/s, bound by {found['prefill_bound']}")
+    if found["estimates"]:
+        print(f"  estimated: the speed of {', '.join(found['estimates'])}, by that of similar kernels")
     if load is not None:
         print(f"  first load: {load:.2f} s, bound by disk")
 

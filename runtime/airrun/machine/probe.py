@@ -25,9 +25,8 @@ import numpy.typing as npt
 
 from airrun.errors import UsageError
 from airrun.machine.profile import Disk, Profile, Tier
-from airrun.machine.system import detect
+from airrun.machine.system import detect, uncached_nbytes
 from airrun.paths import cache_dir, ensure_dir, host_profile_path, write_atomic
-from airrun.ram import available_ram
 
 Report = Callable[[str], None]
 Task = Callable[[], int]
@@ -39,7 +38,7 @@ _CACHED = 64 * _MIB
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: bytes each thread reads, seconds per setting, rounds, and what is tried on the disk."""
+    """How long to measure: least bytes of memory, seconds per setting, rounds, and what is tried on the disk."""
 
     buffer: int
     seconds: float
@@ -50,7 +49,6 @@ class Effort:
 
 
 FULL = Effort(256 * _MIB, 0.5, 5, 1024 * _MIB, readers=(1, 2, 4), chunks=(1 * _MIB, 4 * _MIB, _LARGEST))
-# the buffer must exceed the last cache by far also in a hurry, or it would measure that
 QUICK = Effort(256 * _MIB, 0.1, 2, 128 * _MIB, readers=(1, 2), chunks=(4 * _MIB,))
 
 
@@ -97,15 +95,14 @@ def measure_ram(n_threads: int, effort: Effort, report: Report) -> tuple[int, in
     The best round of each counts: it is a ceiling that is asked for, and a neighbour can only lower it.
     """
     counts = sorted({*(1 << i for i in range(n_threads.bit_length()) if 1 << i < n_threads), n_threads})
-    # on machines of many processors and little memory the buffers shrink; half of what is free stays free
-    n_slices = max(1, min(effort.buffer, available_ram() // 2 // n_threads) // _SLICE)
+    n_slices = max(n_threads, uncached_nbytes(effort.buffer) // _SLICE)
     # written, not just allocated: pages never written to are all the same page of zeros
-    buffers = [np.ones((n_slices, _SLICE), np.uint8) for _ in range(n_threads)]
+    slices = np.ones((n_slices, _SLICE), np.uint8)
     rates: dict[int, int] = {}
     for _ in range(effort.rounds):
         for count in counts:
             report(f"RAM, {count} thread{'s' if count > 1 else ''}")
-            rate = read_rate(buffers[:count], effort.seconds)
+            rate = read_rate([slices[i::count] for i in range(count)], effort.seconds)
             rates[count] = max(rates.get(count, 0), rate)
     return rates[1], max(rates.values())
 

@@ -24,7 +24,8 @@ _T = TypeVar("_T")
 class Cpu:
     """Processor: `isa` are levels of ``airrun.machine.isa``, best first; caches in bytes, `l3` shared. Zero is unknown.
 
-    `prefetch` is how many bytes ahead kernels should prefetch weights; 0 leaves that to the hardware.
+    `prefetch` is how many bytes ahead kernels should prefetch weights; 0 leaves that to the hardware. `vendor` is the
+    maker as ``/proc/cpuinfo`` names it: it tells whose measured rates predictions are made from.
     """
 
     arch: str = "x86_64"
@@ -36,6 +37,7 @@ class Cpu:
     l3: int = 0
     line: int = 64
     prefetch: int = 0
+    vendor: str = ""
 
 
 @dataclass(frozen=True)

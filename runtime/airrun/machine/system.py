@@ -7,9 +7,10 @@ from pathlib import Path
 
 from airrun.machine import isa
 from airrun.machine.profile import Cpu, Disk, Profile, Tier, Tiers, parse_bytes
-from airrun.ram import read_text, total_ram
+from airrun.ram import available_ram, read_text, total_ram
 
 _CPU_ROOT = Path("/sys/devices/system/cpu")
+_CACHES = 4
 
 
 def detect() -> Profile:
@@ -43,6 +44,7 @@ def detect_cpu() -> Cpu:
         l3=caches.get("l3", 0),
         line=caches.get("line", 64),
         prefetch=_prefetch_distance(),
+        vendor=_cpuinfo("vendor_id"),
     )
 
 
@@ -53,6 +55,12 @@ def _prefetch_distance() -> int:
     a Zen 4 only made it slower.
     """
     return 8192 if _cpuinfo("vendor_id") == "GenuineIntel" else 0
+
+
+def uncached_nbytes(at_least: int) -> int:
+    """Size of a buffer whose reading measures memory: four times the largest cache, at most half of what is free."""
+    cpu = detect_cpu()
+    return min(max(at_least, _CACHES * max(cpu.l2, cpu.l3)), available_ram() // 2)
 
 
 def allowed_cpus() -> list[int]:

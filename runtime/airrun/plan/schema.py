@@ -313,6 +313,7 @@ class Cost:
     """What a program moves and computes per token, and the machine numbers the prediction uses.
 
     A rate of 0 is unknown; `decode_overhead_s` is what a token costs beyond reading its weights, in seconds.
+    `estimates` are kernels whose rates were not measured but taken from similar ones.
     """
 
     weight_nbytes_per_token: int
@@ -321,6 +322,7 @@ class Cost:
     disk_bytes_per_s: float
     decode_overhead_s: float
     prefill_macs_per_s: float
+    estimates: tuple[str, ...]
 
 
 @record

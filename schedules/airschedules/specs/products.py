@@ -43,7 +43,7 @@ class MatmulSpec(KernelSpec):
     @property
     def task(self) -> MatmulTask:
         digits = self.matrix.digits if self.quantized else 0
-        return MatmulTask(self.weights, self.matrix.n_rows, self.matrix.n_cols, self.phase, digits)
+        return MatmulTask(self.weights, self.matrix.n_cols, self.phase, digits)
 
     def build(self, isa: VectorIsa) -> Program:
         return define(self.symbol, self.body(isa))
