@@ -269,7 +269,7 @@ def test_every_schedule_gives_the_same_bits(level: str, name: str, tmp_path: Any
     rng = fresh_rng()
     fmt, n_cols = FORMATS[name], N_COLS[name]
     assert isinstance(fmt, BlockFormat)
-    schedules = [MatmulSchedule(tile, start) for tile in (1, 2, 3, 6, 8, 12) for start in (0, 1, 3)]
+    schedules = [MatmulSchedule(tile, start) for tile in (1, 2, 3, 6, 8, 12) for start in (0, 1, 3, 33)]
     shape = MatmulShape(N_ROWS, n_cols, STRIDE)
     programs = {f"s{i}": matmul_int(f"s{i}", vector_isa(level), fmt, shape, s) for i, s in enumerate(schedules)}
     kernels = Kernels(level, {**programs, "pack": pack("pack", fmt, n_cols)}, tmp_path)
