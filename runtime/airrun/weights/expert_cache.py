@@ -1,7 +1,7 @@
 """A cache of expert matrices: what a router chose is read when it is not there, and what was of least use makes room.
 
-Uses count by their number and their age: the weight of a use is halved with every `HALF_LIFE` rounds (a round is a
-layer of a token) that it lies back, as in LRFU (Lee et al. 2001).
+Uses count by their number and their age: the weight of a use is halved with every `HALF_LIFE` tokens that it lies back,
+as in LRFU (Lee et al. 2001).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from airrun.plan.schema import Plan
 from airrun.replay.memory import Region
 from airrun.replay.native import Call, Library
-from airrun.weights.expert_banks import Bank, banks_of
+from airrun.weights.expert_banks import Bank, banks_of, needs_of
 from airrun.weights.files import WeightFiles
 from airrun.weights.residency import Residency, matrix_span_nbytes
 from airrun.weights.stream import TIMEOUT_S, describe_failure, read_function
 
-HALF_LIFE = 16384
-"""Rounds; some hundred tokens of a model of 48 layers with experts."""
+HALF_LIFE = 64
+"""Tokens. Texts that stay with their subject would do better with more, others with less: see FINDINGS.md."""
 
 _DEMAND = struct.Struct("<3Q4i")
 """`struct air_demand`: cache, bank, parts, n_parts, first, last, by_row."""
@@ -135,7 +135,8 @@ class ExpertCache:
         state.pool, state.raw, state.read = self.pool, self._raw.address, read_function(library)
         state.slot_nbytes, state.raw_nbytes = residency.expert_slot_nbytes, raw_nbytes
         state.n_banks, state.n_slots = len(self._banks), n_slots
-        state.growth, state.weight = 2.0 ** (1.0 / HALF_LIFE), 1.0
+        rounds = HALF_LIFE * len(needs_of(plan, plan.programs[0]))
+        state.growth, state.weight = 2.0 ** (1.0 / rounds), 1.0
         state.drop_cache, state.timeout_s = drop_cache, TIMEOUT_S
         self._demands: list[object] = []
         self._settled = True
