@@ -209,5 +209,8 @@ def _kernel(spec: KernelSpec, library: CompiledLibrary) -> schema.Kernel:
 
 
 def _cache(cache: Caches) -> schema.KvCache:
-    layers = (schema.KvLayer(c.n_kv_heads, c.head_dim, c.v_dim, c.block_nbytes) for c in cache.layers)
-    return schema.KvCache(BLOCK_CELLS, cache.max_blocks, cache.dtype, tuple(layers))
+    layers = (schema.KvLayer(c.n_kv_heads, c.head_dim, c.v_dim, c.block_nbytes, c.ring) for c in cache.layers)
+    table = cache.table
+    return schema.KvCache(
+        BLOCK_CELLS, table.max_blocks, table.ring_blocks, cache.window, cache.keys, cache.values, tuple(layers)
+    )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aircompile.kv_types import parse_kv_type
 from airrun.commands.explain_text import size
 from airrun.commands.options import OptionParser
 from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
@@ -45,9 +46,9 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("--activations", choices=("auto", "q8", "f32"), default="auto",
                         help="what products multiply weights with: 8-bit blocks, floats, or 8-bit blocks where the "
                         "weights are quantized (default: auto)")  # fmt: skip
-    parser.add_argument("--kv-type", choices=("auto", "f16", "f32"), default="auto",
-                        help="elements of the KV cache; auto is f32 with --activations f32, else f16 "
-                        "(default: auto)")  # fmt: skip
+    parser.add_argument("--kv-type", type=_kv_type, default="auto", metavar="TYPE[,TYPE]",
+                        help="what the KV cache holds: f32, f16, q8_0 or q4_0, or one of them for keys and one for "
+                        "values; auto is f32 with --activations f32, else f16 (default: auto)")  # fmt: skip
     parser.add_argument("--tune", choices=("none", "fast", "full"), default="none",
                         help="measure schedules on this machine before choosing: not at all (records and rules "
                         "decide), the likely ones, or all (default: none)")  # fmt: skip
@@ -58,6 +59,15 @@ def add_arguments(parser: OptionParser) -> None:
                         help="sign the plan by an ed25519 private key, for airrun --require-signature")  # fmt: skip
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the program after each phase to DIR")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _kv_type(text: str) -> str:
+    try:
+        if text != "auto":
+            parse_kv_type(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _nbytes(text: str) -> int:

@@ -48,7 +48,7 @@ class BuildOptions:
     activations
         'auto': bytes where the weights are integers, else floats; 'q8', 'f32'.
     kv_type
-        'f16', 'f32', or 'auto': f32 with float activations, else f16.
+        'f32', 'f16', 'q8_0', 'q4_0', two of them as 'KEYS,VALUES', or 'auto': f32 with float activations, else f16.
     tune
         'none' (records and rules), 'fast', 'full'.
     ram

@@ -180,7 +180,10 @@ def _heads(low: DeviceLowering, n_heads: int, slot: int) -> Heads:
     cache = low.caches.layers[slot]
     if cache.head_dim != cache.v_dim:
         raise UnsupportedError("GPUs have no kernels for values shorter than keys yet; build for a CPU target")
-    return Heads(n_heads, cache.n_kv_heads, cache.head_dim, low.caches.max_blocks, low.caches.dtype)
+    dtypes = {"F16": "float16", "F32": "float32"}
+    if cache.keys != cache.values or cache.keys not in dtypes:
+        raise UnsupportedError("GPUs have no kernels for rounded caches yet: use --kv-type f16 or f32")
+    return Heads(n_heads, cache.n_kv_heads, cache.head_dim, low.caches.table.stride, dtypes[cache.keys])
 
 
 @lowers(RopeStore, "table slot")

@@ -13,6 +13,9 @@ from airschedules.specs import AttentionSpec, RopeSpec, RopeStoreSpec
 _GROUP = 8
 """Tokens per attention task in prefill."""
 
+_HEADS = 4
+"""Most query heads of a KV head per attention task in decode, which read the cache together."""
+
 
 def _shape(low: Lowering, op: Rope | RopeStore) -> RopeShape:
     return RopeShape(op.n_heads, op.dim, op.mode, sum(rope.dim // 2 for rope in low.graph.hyper.ropes))
@@ -51,6 +54,7 @@ def _attention(low: Lowering, operator: Operator, op: Attention) -> None:
         raise UnsupportedError(f"{operator.name}: attention without the cache is not supported")
     source, out = operator.inputs[0], operator.outputs[0]
     group = _GROUP if low.phase == "prefill" else 1
+    heads = _heads_together(op.n_heads // op.n_kv_heads) if group == 1 else 1
     spec = AttentionSpec(
         low.caches.layers[op.slot],
         op.n_heads,
@@ -58,6 +62,7 @@ def _attention(low: Lowering, operator: Operator, op: Attention) -> None:
         low.stride_of(source),
         low.stride_of(out),
         group,
+        heads,
         op.window,
         op.chunk,
         op.softcap,
@@ -71,7 +76,13 @@ def _attention(low: Lowering, operator: Operator, op: Attention) -> None:
         3: input_array("cells"),
         4: input_array("sequences"),
         5: input_array("block_table"),
+        7: Pointer("scratch"),
     }
     if op.sinks is not None:
         pointers[6] = low.vector(op.sinks)
-    low.emit(operator, spec, pointers, tasks=op.n_heads, tokens_per_task=group)
+    low.emit(operator, spec, pointers, tasks=op.n_heads // heads, tokens_per_task=group)
+
+
+def _heads_together(n: int) -> int:
+    """How many of the n query heads of a KV head share a task."""
+    return max(heads for heads in range(1, _HEADS + 1) if n % heads == 0)

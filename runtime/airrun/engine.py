@@ -72,7 +72,7 @@ class Engine:
         from airrun.replay.executor import Executor
         from airrun.replay.kv_cache import BlockPool, StatePool
 
-        self.pool = BlockPool(plan.kv, sizes.kv_blocks)
+        self.pool = BlockPool(plan.kv, sizes.kv_blocks, sizes.ring_blocks)
         self.states = StatePool(plan.states, sizes.state_slots)
         memory = (self.pool, self.states)
         self._executor = Executor(

@@ -88,8 +88,10 @@ class Sizes:
         Arrays of `schema.INPUTS`, by name.
     logits
         Of one output row.
-    kv_blocks, kv
-        Blocks of the cache, and bytes over all layers; taken page by page as the context fills.
+    kv_blocks, ring_blocks
+        Blocks of the cache, and of the part of it that layers with windows go round in.
+    kv, windows
+        Bytes of the cache over all layers, taken page by page as the context fills; and of that part.
     state_slots, states
         Sequences that states are kept of, and bytes of all their states: one more than can be full at once, so that
         logits of another text can be had beside them.
@@ -115,7 +117,9 @@ class Sizes:
     inputs: dict[str, InputArray]
     logits: int
     kv_blocks: int
+    ring_blocks: int
     kv: int
+    windows: int
     state_slots: int
     states: int
 
@@ -135,7 +139,8 @@ class Sizes:
             "buffers of streamed weights": self.residency.ring_nbytes + self.panels + self.tables,
             "tensors always in memory": self.pinned,
             "rows of embeddings": self.rows,
-            f"KV cache, {self.ctx_size} tokens": self.kv,
+            f"KV cache, {self.ctx_size} tokens": self.kv - self.windows,
+            "KV cache of layers with windows": self.windows,
             f"states of {self.state_slots} sequences": self.states,
             f"activations, {self.max_tokens} tokens": self.arena,
             f"scratch, {threads}": self.scratch,
@@ -224,6 +229,8 @@ class _Run:
     def sizes(self, max_tokens: int, residency: Residency, budget: int | None) -> Sizes:
         plan, streams = self.plan, residency.streams
         blocks = self.parallel * -(-self.ctx_size // plan.kv.block_cells)
+        # of another text, while all sessions are full
+        ring = (self.parallel + 1) * min(plan.kv.ring_blocks, -(-self.ctx_size // plan.kv.block_cells))
         slots = self.parallel + 1 if plan.states else 0
         panel = max((weight.panel_nbytes for weight in plan.weights), default=0)
         return Sizes(
@@ -248,7 +255,9 @@ class _Run:
             inputs=_inputs(plan, max_tokens, self.parallel),
             logits=4 * plan.model.logits_stride,
             kv_blocks=blocks,
-            kv=kv_nbytes(plan.kv, blocks),
+            ring_blocks=ring,
+            kv=kv_nbytes(plan.kv, blocks, ring),
+            windows=kv_nbytes(plan.kv, 0, ring),
             state_slots=slots,
             states=slots * sum(state.nbytes for state in plan.states),
         )
@@ -291,9 +300,14 @@ def interpreter_nbytes(plan: Plan) -> int:
     return _INTERPRETER_NBYTES + _NBYTES_PER_TOKEN * plan.model.n_vocab
 
 
-def kv_nbytes(spec: KvCache, n_blocks: int) -> int:
-    """Bytes of a cache of `n_blocks` blocks, over all layers."""
-    return n_blocks * sum(layer.block_nbytes for layer in spec.layers)
+def kv_nbytes(spec: KvCache, n_blocks: int, n_ring_blocks: int) -> int:
+    """Bytes of a cache of `n_blocks` blocks, over all layers; those with windows have `n_ring_blocks`."""
+    return sum((n_ring_blocks if layer.ring else n_blocks) * layer.block_nbytes for layer in spec.layers)
+
+
+def table_row(spec: KvCache) -> int:
+    """Entries of a row of the block table."""
+    return spec.max_blocks + spec.ring_blocks
 
 
 def processors() -> int:
@@ -312,7 +326,7 @@ def _inputs(plan: Plan, n: int, max_sequences: int) -> dict[str, InputArray]:
         "sequences": ("<i4", (n,)),
         "output_rows": ("<i4", (n,)),
         "rope": ("<f4", (n, 2, plan.rope.n_pairs)),
-        "block_table": ("<i4", (max_sequences, plan.kv.max_blocks)),
+        "block_table": ("<i4", (max_sequences, table_row(plan.kv))),
         "state_slots": ("<i4", (n,)),
     }
     arrays, at = {}, 0

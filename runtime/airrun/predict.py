@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from airrun.errors import AirError
-from airrun.ledger import Sizes
+from airrun.ledger import Sizes, kv_nbytes
 from airrun.machine.profile import load_profile
 from airrun.paths import host_profile_path
 from airrun.plan.schema import Cost, Plan
@@ -59,7 +59,8 @@ def predict(plan: Plan, context: int = CONTEXT, sizes: Sizes | None = None) -> P
     particular machine has no rates; then those of this machine count, if `probe` has measured them.
     """
     cost = plan.cost if plan.cost.ram_bytes_per_s else _on_this_machine(plan.cost)
-    cells = -(-context // plan.kv.block_cells) * sum(layer.block_nbytes for layer in plan.kv.layers)
+    blocks, ring = (-(-n // plan.kv.block_cells) for n in (context, min(context, plan.kv.window)))
+    cells = kv_nbytes(plan.kv, blocks, ring)
     states = 2 * sum(state.nbytes for state in plan.states)  # read and written
     prefill = cost.prefill_macs_per_s / cost.macs_per_token if cost.macs_per_token else 0.0
     disk = cost.disk_bytes_per_s

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from airrun.errors import UsageError
+from airrun.ledger import kv_nbytes
 from airrun.replay.batch import Batch, BatchSequence
 from airrun.replay.kv_cache import SequenceMemory
 
@@ -22,8 +23,9 @@ T = TypeVar("T")
 class Session:
     """State of one conversation of an engine.
 
-    Keys and values of tokens can be dropped from the end. The states of recurrent models cannot go back: where some but
-    not all tokens are taken from such a session, what is left is evaluated again before anything is added to it.
+    Keys and values of tokens can be dropped from the end. The states of recurrent models cannot go back, and layers
+    with windows not further than a batch: where more, but not all tokens are taken from such a session, what is left is
+    evaluated again before anything is added to it.
 
     Attributes
     ----------
@@ -38,7 +40,7 @@ class Session:
         self.ids: list[int] = []
         self.n_ctx = engine.n_ctx
         self._memory = SequenceMemory(engine.pool, engine.states)
-        self._lost = False  # the states are not those after `ids`
+        self._lost = False  # the memory is not that after `ids`
 
     @property
     def _recurrent(self) -> bool:
@@ -46,7 +48,11 @@ class Session:
 
     def keepable(self, n: int) -> int:
         """How many of the first `n` tokens `truncate` keeps without having to evaluate them again."""
-        return n if not self._lost and (n == len(self.ids) or not self._recurrent) else 0
+        return n if not self._lost and (n == len(self.ids) or self._can_return(n)) else 0
+
+    def _can_return(self, n: int) -> bool:
+        """Whether the memory after the first `n` tokens is still there."""
+        return n == 0 or (not self._recurrent and self._memory.intact(n))
 
     @property
     def n_past(self) -> int:
@@ -146,8 +152,9 @@ class Session:
         return BatchSequence(self._memory, first, ids, outputs)
 
     def _evaluate_again(self) -> None:
-        """Bring the states to where `ids` are."""
+        """Bring the memory to where `ids` are."""
         ids, self.ids, self._lost = self.ids, [], False
+        self._memory.keep(0)
         try:
             for i in range(0, len(ids), self.engine.max_batch):
                 self.engine.run(Batch([self.extend(ids[i : i + self.engine.max_batch], [])]))
@@ -171,7 +178,7 @@ class Session:
         if not 0 <= n <= len(self.ids):
             raise UsageError(f"cannot keep {n} of {len(self.ids)} tokens")
         if n < len(self.ids):
-            self._lost = self._recurrent and n > 0
+            self._lost = not self._can_return(n)
         del self.ids[n:]
         self._memory.keep(n)
 
@@ -185,6 +192,7 @@ class Session:
             self._evaluate_again()
         meta = {
             "n_blocks": len(self._memory.blocks),
+            "written": self._memory.written,
             "block_nbytes": [layer.block_nbytes for layer in self.engine.pool.spec.layers],
             "state_nbytes": [state.nbytes for state in self.engine.states.specs],
             "layout": self.engine.pool.layout,
@@ -206,20 +214,21 @@ class Session:
         if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids) or not ids:
             raise UsageError("the saved session has no tokens")
         self._check(ids)
-        n_blocks = -(-len(ids) // spec.block_cells)
+        n_blocks, written = -(-len(ids) // spec.block_cells), meta.get("written")
         sizes = [layer.block_nbytes for layer in spec.layers]
         states = [state.nbytes for state in self.engine.states.specs]
         found = tuple(meta.get(name) for name in ("n_blocks", "block_nbytes", "state_nbytes", "layout"))
         if found != (n_blocks, sizes, states, self.engine.pool.layout):
             raise UsageError("the saved session belongs to another model, cache type or device")
-        if len(payload) != n_blocks * sum(sizes) + sum(states):
+        nbytes = kv_nbytes(spec, n_blocks, min(n_blocks, spec.ring_blocks)) + sum(states)
+        if len(payload) != nbytes or type(written) is not int or written < len(ids):
             raise UsageError("the saved session is incomplete")
         self._memory.reserve(len(ids))
+        self._memory.written = written
         data, at = np.frombuffer(payload, np.uint8), 0
-        for layer, nbytes in enumerate(sizes):
-            for block in self._memory.blocks:
-                self.engine.pool.write(layer, block, data[at : at + nbytes])
-                at += nbytes
+        for layer, block in self._memory.parts():
+            self.engine.pool.write(layer, block, data[at : at + sizes[layer]])
+            at += sizes[layer]
         for i, nbytes in enumerate(states):
             self.engine.states.contents(i, self._memory.slot)[:] = data[at : at + nbytes]
             at += nbytes
@@ -228,5 +237,5 @@ class Session:
     def _contents(self) -> list[npt.NDArray[np.uint8]]:
         """The memory of the session: its blocks, cache by cache, then its states."""
         pool, states, memory = self.engine.pool, self.engine.states, self._memory
-        blocks = [pool.contents(layer, block) for layer in range(len(pool.spec.layers)) for block in memory.blocks]
+        blocks = [pool.contents(layer, block) for layer, block in memory.parts()]
         return blocks + [states.contents(i, memory.slot) for i in range(len(states.specs)) if memory.slot >= 0]

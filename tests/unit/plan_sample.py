@@ -163,7 +163,9 @@ def sample(n_layers: int = 2, library_nbytes: int = 3000) -> tuple[Plan, list[by
         ),
         buffers=tuple(buffers),
         arena_nbytes=arena,
-        kv=KvCache(32, N_CTX // 32, "float16", (KvLayer(N_KV_HEADS, HEAD_DIM, HEAD_DIM, blocks),) * n_layers),
+        kv=KvCache(
+            32, N_CTX // 32, 0, 0, "F16", "F16", (KvLayer(N_KV_HEADS, HEAD_DIM, HEAD_DIM, blocks, False),) * n_layers
+        ),
         states=(StateCache("scan", 4 * N_EMBD),),
         rope=Rope(HEAD_DIM // 2, 0, 1, 2, 1),
         kernels=kernels,

@@ -66,11 +66,11 @@ def test_options_reach_the_plan(home: Path, here: Path) -> None:
     plan = read_plan("plan").plan
     choice = plan.choice
     assert (choice.ctx_size, choice.threads, choice.activations, choice.kv_type) == (100, 3, "f32", "f32")
-    assert plan.kv.dtype == "float32"
+    assert (plan.kv.keys, plan.kv.values) == ("F32", "F32")
     dumped = sorted(path.name for path in (here / "dump").iterdir())
     assert dumped[0] == "00_graph.txt" and len(dumped) > 4
     assert cli.main(["build", str(home / "tiny.gguf"), "-o", "plan", "--kv-type", "f32", "--quiet"]) == 0
-    assert read_plan("plan").plan.kv.dtype == "float32"
+    assert read_plan("plan").plan.kv.keys == "F32"
     assert read_plan("plan").plan.choice.activations == "auto"
 
 
@@ -131,7 +131,7 @@ def test_refusals_are_one_line_and_leave_nothing(
         (["build", "m", "--ctx-size", "0"], "'0' must be 1 to"),
         (["build", "m", "--threads", "x"], "'x' is not a valid number"),
         (["build", "m", "--tune", "half"], "invalid choice: 'half'"),
-        (["build", "m", "--kv-type", "q8"], "invalid choice: 'q8'"),
+        (["build", "m", "--kv-type", "q8"], "'q8' is no type of a KV cache"),
         (["build", "m", "--vram", "1"], "unrecognized arguments: --vram 1"),
         (["tune", "m"], "the following arguments are required: --target"),
     ],

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, quants
 from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
 from reference_functions import alibi_slopes
 
 from airkernels.cpu.attention import AttentionShape, attention
-from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.cache import BLOCK_CELLS, BlockTable, CacheLayout
 from airkernels.cpu.rope import RopeShape, rope_store
+from airkernels.cpu.scores import scratch_nbytes
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
 
@@ -21,7 +23,8 @@ N_BLOCKS, MAX_BLOCKS = 9, 4
 
 @dataclass(frozen=True)
 class Heads:
-    """A model's attention: `dim` of `head_dim` elements rotate; the last fields are those of `AttentionShape`."""
+    """A model's attention: `dim` of `head_dim` elements rotate, the cache has rows of formats `keys` and `values`, and
+    so many heads share a task of one token; the last fields are those of `AttentionShape`."""
 
     n_heads: int
     n_kv_heads: int
@@ -29,7 +32,9 @@ class Heads:
     v_dim: int
     dim: int
     mode: str
-    dtype: str
+    keys: str
+    values: str
+    together: int = 1
     window: int = 0
     chunk: int = 0
     softcap: float = 0.0
@@ -38,7 +43,7 @@ class Heads:
 
     @property
     def cache(self) -> CacheLayout:
-        return CacheLayout(self.n_kv_heads, self.head_dim, self.v_dim, self.dtype, MAX_BLOCKS)
+        return CacheLayout(self.n_kv_heads, self.head_dim, self.v_dim, self.keys, self.values, BlockTable(MAX_BLOCKS))
 
     @property
     def q_width(self) -> int:
@@ -55,6 +60,10 @@ class Heads:
     @property
     def out_width(self) -> int:
         return self.n_heads * self.v_dim
+
+    def heads_of(self, name: str) -> int:
+        """Heads that share a task of the kernel `name`."""
+        return self.together if name == "alone" else 1
 
     @property
     def sink_scores(self) -> Floats:
@@ -77,16 +86,20 @@ class Heads:
 
 
 MODELS = {
-    "grouped": Heads(9, 3, 64, 64, 64, "normal", "float16"),
-    "multi": Heads(3, 3, 48, 48, 32, "neox", "float32"),
-    "single": Heads(4, 1, 80, 80, 80, "neox", "float16"),
-    "odd": Heads(2, 1, 18, 18, 10, "normal", "float32"),
-    "windowed": Heads(4, 2, 32, 32, 32, "neox", "float32", window=40, softcap=5.0),
-    "chunked": Heads(4, 2, 32, 48, 16, "normal", "float32", chunk=50),
-    "biased": Heads(6, 3, 32, 16, 0, "normal", "float16", alibi=8.0),
-    "sinking": Heads(4, 2, 16, 16, 16, "neox", "float32", window=64, sinks=True),
+    "grouped": Heads(9, 3, 64, 64, 64, "normal", "F16", "F16", 3),
+    "multi": Heads(3, 3, 48, 48, 32, "neox", "F32", "F32"),
+    "single": Heads(4, 1, 80, 80, 80, "neox", "F16", "F16", 2),
+    "odd": Heads(2, 1, 18, 18, 10, "normal", "F32", "F32", 2),
+    "windowed": Heads(4, 2, 32, 32, 32, "neox", "F32", "F32", 2, window=40, softcap=5.0),
+    "chunked": Heads(4, 2, 32, 48, 16, "normal", "F32", "F32", chunk=50),
+    "biased": Heads(6, 3, 32, 16, 0, "normal", "F16", "F16", 2, alibi=8.0),
+    "sinking": Heads(4, 2, 16, 16, 16, "neox", "F32", "F32", 2, window=64, sinks=True),
+    "bytes": Heads(8, 2, 64, 96, 32, "neox", "Q8_0", "Q8_0", 4),
+    "nibbles": Heads(6, 2, 96, 32, 96, "normal", "Q4_0", "Q4_0", 3, softcap=20.0, sinks=True),
+    "bytes_and_nibbles": Heads(4, 4, 32, 64, 0, "normal", "Q8_0", "Q4_0", window=70, alibi=4.0),
+    "floats_and_bytes": Heads(2, 1, 40, 32, 20, "neox", "F16", "Q8_0", 2),
 }
-# tokens of a task, and of a pass over the cache
+# tokens of a task, and of a pass over the cache; "alone" is the one in which heads share it
 SHAPES = {"alone": (1, 1), "pairs": (8, 2), "eights": (8, 8)}
 
 
@@ -151,8 +164,9 @@ class Compiled:
     def attend(self, name: str, qkv: Floats, batch: Batch, cache: Memory) -> Floats:
         h = self.heads
         out = Memory(4 * batch.n * (h.out_width + 3))
-        tasks = -(-batch.n // SHAPES[name][0]) * h.n_heads
-        arguments = (Memory(qkv), out, cache, *batch.memory, *([Memory(h.sink_scores)] if h.sinks else []))
+        tasks = -(-batch.n // SHAPES[name][0]) * (h.n_heads // h.heads_of(name))
+        scratch = Memory(scratch_nbytes(h.cache, 8 * h.together) or 64)
+        arguments = (Memory(qkv), out, cache, *batch.memory, Memory(h.sink_scores), scratch)
         # split anywhere, as workers would
         self.kernels(name, *arguments, n=batch.n, end=tasks // 3)
         self.kernels(name, *arguments, n=batch.n, begin=tasks // 3, end=tasks)
@@ -179,7 +193,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     programs = {"store": rope_store("store", isa, h.cache, RopeShape(h.n_heads, h.dim, h.mode, h.dim // 2), s, s, s)}
     for symbol, (group, tile) in SHAPES.items():
         shape = AttentionShape(
-            *(h.n_heads, h.head_dim**-0.5, s, h.out_width + 3, group, tile),
+            *(h.n_heads, h.head_dim**-0.5, s, h.out_width + 3, group, tile, h.heads_of(symbol)),
             *(h.window, h.chunk, h.softcap, h.alibi, h.sinks),
         )
         programs[symbol] = attention(symbol, isa, h.cache, shape)
@@ -210,24 +224,67 @@ def rotate(h: Heads, rows: Floats, angles: Doubles) -> Doubles:
     return out
 
 
-def rounded(h: Heads, values: Doubles) -> Doubles:
-    """What a cache of the model's type makes of values."""
-    return values.astype(np.float32).astype(h.dtype).astype(np.float64)
+def as_rows(fmt: str, values: Floats) -> Bytes:
+    """Rows in a format, float32 [..., n] to uint8 [..., bytes of a row]: gguf's own rounding."""
+    if fmt in ("F32", "F16"):
+        limited = values if fmt == "F32" else np.clip(values, -65504, 65504).astype("<f2")
+        return np.ascontiguousarray(limited).view(np.uint8)
+    return quants.quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType[fmt])
+
+
+def as_floats(fmt: str, rows: Bytes) -> Doubles:
+    return quants.dequantize(rows, GGMLQuantizationType[fmt]).astype(np.float64)
+
+
+UNITS = {"F32": [4], "F16": [2], "Q8_0": [2, *[4] * 8], "Q4_0": [2, *[4] * 4]}
+"""Bytes of the units of a block of each format."""
+
+
+def units_of(fmt: str, nbytes: int) -> list[tuple[int, int]]:
+    """First byte and size of every unit of a row of so many bytes."""
+    sizes = UNITS[fmt] * (nbytes // sum(UNITS[fmt]))
+    return [(sum(sizes[:i]), unit) for i, unit in enumerate(sizes)]
+
+
+def key_rows(h: Heads, planes: Bytes) -> Bytes:
+    """Rows of the keys of heads, uint8 [..., bytes of a plane] to [..., cells, bytes of a row]."""
+    shape = (*planes.shape[:-1], BLOCK_CELLS)
+    parts = [
+        planes[..., at * BLOCK_CELLS : (at + unit) * BLOCK_CELLS].reshape(*shape, unit)
+        for at, unit in units_of(h.keys, h.cache.key_nbytes)
+    ]
+    return np.concatenate(parts, axis=-1)
+
+
+def key_planes(h: Heads, rows: Bytes) -> Bytes:
+    """The inverse of `key_rows`."""
+    units = units_of(h.keys, h.cache.key_nbytes)
+    return np.concatenate([rows[..., at : at + unit].reshape(*rows.shape[:-2], -1) for at, unit in units], axis=-1)
+
+
+def read_rows(h: Heads, cache: Bytes, table: Any, n_cells: int) -> tuple[Bytes, Bytes]:
+    """Rows of keys and values [n_cells, heads, bytes] of one sequence, read as the plan format describes a block."""
+    planes = cache.reshape(N_BLOCKS, h.n_kv_heads, -1)[table]
+    keys, values = np.split(planes, [h.cache.key_nbytes * BLOCK_CELLS], axis=2)
+    rows = key_rows(h, keys), values.reshape(*values.shape[:2], BLOCK_CELLS, -1)
+    keys, values = (x.transpose(0, 2, 1, 3).reshape(-1, h.n_kv_heads, x.shape[3]) for x in rows)
+    return keys[:n_cells].copy(), values[:n_cells].copy()
 
 
 def read_cache(h: Heads, cache: Bytes, table: Any, n_cells: int) -> tuple[Doubles, Doubles]:
-    """Keys and values [n_cells, heads, head_dim] of one sequence, read as the plan format describes a block."""
-    blocks = cache.view(h.dtype).reshape(N_BLOCKS, h.n_kv_heads, -1).astype(np.float64)
-    keys, values = np.split(blocks[table], [h.head_dim * BLOCK_CELLS], axis=2)
-    keys = keys.reshape(-1, h.n_kv_heads, h.head_dim, BLOCK_CELLS).transpose(0, 3, 1, 2)
-    values = values.reshape(-1, h.n_kv_heads, BLOCK_CELLS, h.v_dim).transpose(0, 2, 1, 3)
-    return keys.reshape(-1, *keys.shape[2:])[:n_cells], values.reshape(-1, *values.shape[2:])[:n_cells]
+    """Keys and values [n_cells, heads, head_dim] of one sequence."""
+    keys, values = read_rows(h, cache, table, n_cells)
+    return as_floats(h.keys, keys), as_floats(h.values, values)
 
 
 def new_cache(h: Heads, rng: np.random.Generator) -> Memory:
     """A cache full of large finite leftovers of other sequences."""
-    elements = N_BLOCKS * h.cache.block_nbytes // h.cache.element_nbytes
-    return Memory(rng.choice(np.array([-6e4, 6e4, 1.0]), elements).astype(h.dtype))
+    shape = (N_BLOCKS, h.n_kv_heads, BLOCK_CELLS)
+    keys, values = (
+        as_rows(fmt, rng.choice(np.array([-6e4, 6e4, 1.0], np.float32), (*shape, n)))
+        for fmt, n in ((h.keys, h.head_dim), (h.values, h.v_dim))
+    )
+    return Memory(np.concatenate([key_planes(h, keys), values.reshape(*shape[:2], -1)], axis=-1))
 
 
 LENGTHS = [(0, 70), (130, 17), (63, 2), (5, 1)]
@@ -237,42 +294,38 @@ def test_rope_and_store(compiled: Compiled) -> None:
     rng, h = fresh_rng(), compiled.heads
     batch = Batch.of(rng, LENGTHS)
     qkv = random_qkv(rng, h, batch.n)
-    # what a half can hold: subnormals, zeros, values past its largest
+    # what a half can hold: subnormals, zeros, values past its largest; and halves of steps of integers
     v = qkv[:, h.q_width + h.k_width :][:, : h.v_width]
     v[3] *= np.float32(1e-6)
     v[4] *= np.float32(1e-8)
     v[5] = np.float32(-0.0)
-    v[6] = np.where(v[6] > 0, np.float32(1e6), np.float32(-1e6)) if h.dtype == "float16" else v[6]
+    v[6] = np.sign(v[6]) * np.float32(4e5 if h.values == "Q4_0" else 1e6) if h.values != "F32" else v[6]
+    v[7] = np.where(np.arange(h.v_width) % 32, np.rint(4 * v[7]) / 2, np.float32(127))
     angles, exact_angles = angles_of(h, batch.cells)
     cache = new_cache(h, rng)
     before = cache.bytes.copy()
     after = compiled.store(qkv, batch, angles, cache)
 
-    q = rotate(h, qkv[:, : h.q_width], exact_angles)
-    k = rotate(h, qkv[:, h.q_width : h.q_width + h.k_width], exact_angles)
-    got = after[:, : h.q_width].reshape(q.shape)
-    assert np.abs(got - q).max() <= 4 * EPS * np.abs(q).max()
-    still = np.ones(h.head_dim, bool)
-    still[: h.dim] = False
-    assert np.array_equal(got[..., still], qkv[:, : h.q_width].reshape(q.shape)[..., still])
+    turned = {}
+    for name, first, width in (("q", 0, h.q_width), ("k", h.q_width, h.k_width)):
+        exact = rotate(h, qkv[:, first : first + width], exact_angles)
+        turned[name] = after[:, first : first + width].reshape(exact.shape)
+        assert np.abs(turned[name] - exact).max() <= 4 * EPS * np.abs(exact).max()
+        still = turned[name][..., h.dim :]
+        assert np.array_equal(still, qkv[:, first : first + width].reshape(exact.shape)[..., h.dim :])
     assert np.array_equal(after[:, h.q_width + h.k_width :], qkv[:, h.q_width + h.k_width :])
 
-    expected_v = np.clip(v, -65504, 65504).astype(np.float64) if h.dtype == "float16" else v.astype(np.float64)
-    written = np.zeros(before.size, bool).reshape(N_BLOCKS, -1)
-    unit = h.cache.element_nbytes
-    room = (2.0**-10 if h.dtype == "float16" else 4 * EPS) * np.abs(k).max()
+    expected = as_rows(h.keys, turned["k"]), as_rows(h.values, v.reshape(batch.n, h.n_kv_heads, h.v_dim))
+    written = np.zeros((N_BLOCKS, BLOCK_CELLS), bool)
     for row, (first, n) in enumerate(LENGTHS):
-        mine = batch.sequences == row
-        keys, values = read_cache(h, cache.bytes, batch.table[row], first + n)
-        assert np.abs(keys[first:] - k[mine]).max() <= room
-        assert np.array_equal(values[first:], rounded(h, expected_v[mine]).reshape(values[first:].shape))
-        for cell in range(first, first + n):
-            block, place = batch.table[row, cell // BLOCK_CELLS], cell % BLOCK_CELLS
-            for head in written[block].reshape(h.n_kv_heads, -1, unit):
-                head[: h.head_dim * BLOCK_CELLS].reshape(h.head_dim, BLOCK_CELLS, unit)[:, place] = True
-                head[h.head_dim * BLOCK_CELLS :].reshape(BLOCK_CELLS, h.v_dim, unit)[place] = True
-    elsewhere = ~written.reshape(-1)
-    assert np.array_equal(cache.bytes[elsewhere], before[elsewhere]), "cells of others were written"
+        for got, rows in zip(read_rows(h, cache.bytes, batch.table[row], first + n), expected, strict=True):
+            assert np.array_equal(got[first:], rows[batch.sequences == row])
+        cells = np.arange(first, first + n)
+        written[batch.table[row, cells // BLOCK_CELLS], cells % BLOCK_CELLS] = True
+    every = np.arange(N_BLOCKS), N_BLOCKS * BLOCK_CELLS
+    for got, was in zip(read_rows(h, cache.bytes, *every), read_rows(h, before, *every), strict=True):
+        elsewhere = ~written.reshape(-1)
+        assert np.array_equal(got[elsewhere], was[elsewhere]), "cells of others were written"
 
 
 def filled(compiled: Compiled, rng: np.random.Generator, lengths: list[tuple[int, int]]) -> tuple[Batch, Memory]:
@@ -317,6 +370,9 @@ def test_attention(compiled: Compiled, sharpness: float) -> None:
     before = cache.bytes.copy()
     # an error of a score is relative to its size, and weights change by as much
     room = 1e-6 + 4 * EPS * np.sqrt(h.head_dim) * sharpness * 16
+    if h.keys in ("Q8_0", "Q4_0"):
+        # queries are rounded to 1 in 2 * 127 * 128 of the largest
+        room += 4 * sharpness / (2 * 127 * 128)
     for name in SHAPES:
         got = compiled.attend(name, qkv, batch, cache)
         if sharpness <= 30:

@@ -17,7 +17,7 @@ from airkernels.cpu.activations import QuantizedRow
 from airkernels.cpu.isa import PANEL
 from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
-from airrun.errors import UnsupportedError
+from airrun.errors import UnsupportedError, UsageError
 from airschedules.specs import (
     AttentionSpec,
     GatedSpec,
@@ -64,7 +64,7 @@ def test_a_layer_becomes_these_calls() -> None:
         "7=scratch ",
         "ropestore tokens 6/1: 0=value q+k+v, 1=value q+k+v@256, 2=value q+k+v@384, 3=input rope, 4=kv 0, "
         "5=input cells, 6=input sequences, 7=input block_table",
-        f"attention tokens 4/8: 0=value q+k+v, 1=value attention, 2=kv 0, {places}",
+        f"attention tokens 4/8: 0=value q+k+v, 1=value attention, 2=kv 0, {places}, 7=scratch ",
         "quantize tokens 1/1: 0=value attention, 2=value attention.q8",
         # residuals are added in place: the output of these two is the embedding's memory
         "matmul tokens 4: 0=weight attn_output.weight, 1=value attention.q8, 2=value embedding, 7=scratch ",
@@ -92,12 +92,13 @@ def test_biases_keep_the_members_of_a_product_apart() -> None:
     ]
 
 
-def test_decoding_takes_one_token_a_task_in_attention() -> None:
+def test_decoding_takes_one_token_and_the_heads_of_a_cache_a_task_in_attention() -> None:
     graph = small()
     assert [PHASES[0].name, PHASES[0].max_tokens, PHASES[-1].name] == ["decode", 1, "prefill"]
-    for phase, tokens in (("decode", 1), ("prefill", 8)):
+    for phase, tokens, heads in (("decode", 1, 2), ("prefill", 8, 1)):
         (call,) = (call for call in lowered(graph, phase).calls if isinstance(call.spec, AttentionSpec))
-        assert (call.tasks, call.tokens_per_task, call.spec.group) == (4, tokens, tokens)
+        assert (call.tasks, call.tokens_per_task, call.spec.group) == (4 // heads, tokens, tokens)
+        assert call.spec.heads == heads
 
 
 @pytest.mark.parametrize(
@@ -258,9 +259,32 @@ def test_vectors_must_be_floats() -> None:
         lowered(run_passes(build_graph(llama_model(tensors=tensors)), PassOptions()))
 
 
-@pytest.mark.parametrize(("kv_type", "dtype", "nbytes"), [("f16", "float16", 2), ("f32", "float32", 4)])
-def test_the_cache_is_made_of_whole_blocks(kv_type: str, dtype: str, nbytes: int) -> None:
+@pytest.mark.parametrize(
+    ("kv_type", "formats", "key_nbytes", "value_nbytes"),
+    [
+        ("f16", ("F16", "F16"), 64, 64),
+        ("f32", ("F32", "F32"), 128, 128),
+        ("q8_0", ("Q8_0", "Q8_0"), 34, 34),
+        ("q8_0,q4_0", ("Q8_0", "Q4_0"), 34, 18),
+    ],
+)
+def test_the_cache_is_made_of_whole_blocks(
+    kv_type: str, formats: tuple[str, str], key_nbytes: int, value_nbytes: int
+) -> None:
+    names = [f"blk.0.attn_{part}.weight" for part in "kv"]
+    tensors = llama_tensors() | {name: tensor(name, (64, 64)) for name in names}
+    model = llama_model(llama_metadata(attention__head_count=2), tensors)
+    graph = run_passes(build_graph(model), PassOptions())
     for tokens, blocks in ((1, 1), (64, 1), (65, 2), (4096, 64)):
-        (cache,) = plan_caches(small(), kv_type, tokens).layers
-        assert (cache.n_kv_heads, cache.head_dim, cache.dtype, cache.max_blocks) == (2, 16, dtype, blocks)
-        assert cache.block_nbytes == 2 * 2 * 16 * 64 * nbytes
+        (cache,) = plan_caches(graph, kv_type, tokens).layers
+        assert (cache.n_kv_heads, cache.head_dim, cache.keys, cache.values) == (2, 32, *formats)
+        assert cache.table.max_blocks == blocks and not cache.ring
+        assert cache.block_nbytes == 2 * 64 * (key_nbytes + value_nbytes)
+
+
+def test_heads_are_whole_blocks_of_the_cache() -> None:
+    with pytest.raises(UnsupportedError, match="type q4_0: heads of 16 elements are not whole blocks of 32; use f16"):
+        plan_caches(small(), "f16,q4_0", 64)
+    for text in ("q5_0", "f16,", "f16,f16,f16", "F16"):
+        with pytest.raises(UsageError, match="is no type of a KV cache: f32, f16, q8_0, q4_0"):
+            plan_caches(small(), text, 64)

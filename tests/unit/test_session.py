@@ -76,14 +76,14 @@ def test_a_broken_off_evaluation_leaves_the_session_as_it_was(
     session = engine.session
     if n_past:
         session.eval(IDS[:n_past])
-    free = len(engine.pool._free)
+    free = len(engine.pool.blocks._free)
     with monkeypatch.context() as patch:
         patch.setattr(Executor, method, breaking(getattr(Executor, method), at, after))
         with pytest.raises(KeyboardInterrupt):
             session.eval([200] * n_new, all_logits=all_logits)
     assert session.ids == IDS[:n_past]
     session.truncate(n_past)
-    assert len(engine.pool._free) == free
+    assert len(engine.pool.blocks._free) == free
     got = session.eval(IDS[n_past:], all_logits=True)
     assert np.array_equal(got.view("u4"), whole[n_past:].view("u4"))
 
@@ -93,10 +93,10 @@ def test_a_full_pool_leaves_the_session_as_it_was(plan: str) -> None:
         first, second = engine.new_session(), engine.new_session()
         second.eval(IDS[:10])
         first.eval([5] * (N_CTX - 64))
-        free = len(engine.pool._free)
+        free = len(engine.pool.blocks._free)
         with pytest.raises(UsageError, match="KV cache is full"):
             second.eval([7] * 100)
-        assert second.ids == IDS[:10] and len(engine.pool._free) == free
+        assert second.ids == IDS[:10] and len(engine.pool.blocks._free) == free
 
 
 def test_one_token_at_a_time_is_the_same_to_the_bit(engine: Engine) -> None:

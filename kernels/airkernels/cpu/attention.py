@@ -7,11 +7,13 @@ same whatever it is batched with, and memory does not grow with the context.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from tvm import tirx
 
 from airkernels import exact
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.cells import Values
 from airkernels.cpu.functions import softcap
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import (
@@ -29,6 +31,7 @@ from airkernels.cpu.program import (
     when,
     zeros,
 )
+from airkernels.cpu.scores import Scores, scores_of
 from airkernels.cpu.vectors import add, exp, lanes_dividing, reduce
 
 _MASKED = -3.0e38
@@ -38,7 +41,8 @@ _MASKED = -3.0e38
 class AttentionShape:
     """Heads and strides (floats) of queries and outputs, and how scores are made.
 
-    A task covers `group` neighbouring tokens; `tile` of them share a pass over the cache (tile divides group).
+    A task covers `heads` query heads of a KV head and `group` neighbouring tokens, of which `tile` (it divides the
+    group) share a pass over the cache, as the heads do.
     `sinks`: p6 has a score per head that takes part in the softmax. The rest as in ``operators.Attention``.
     """
 
@@ -48,6 +52,7 @@ class AttentionShape:
     out_stride: int
     group: int
     tile: int
+    heads: int = 1
     window: int = 0
     chunk: int = 0
     softcap: float = 0.0
@@ -68,15 +73,16 @@ class AttentionShape:
 def attention(name: str, isa: VectorIsa, cache: CacheLayout, shape: AttentionShape) -> tirx.PrimFunc:
     """Causal attention of every token over its sequence's cells up to its own.
 
-    Tasks are (group of tokens, head), heads innermost. p0 q float32, p1 out float32, p2 cache,
-    p3 cells, p4 sequences, p5 block table int32, p6 sinks float32 [n_heads].
+    Tasks are (group of tokens, heads), heads innermost. p0 q float32, p1 out float32, p2 cache,
+    p3 cells, p4 sequences, p5 block table int32, p6 sinks float32 [n_heads], p7 scratch of all workers.
     """
 
     def body(k: Kernel) -> None:
         sequences = k.region(4, "int32")
+        parts = shape.n_heads // shape.heads
         with loop(k.end, k.begin) as task:
-            group = let(tirx.indexdiv(task, shape.n_heads) * shape.group)
-            work = _Pass(isa, cache, shape, k, let(tirx.indexmod(task, shape.n_heads)))
+            group = let(tirx.indexdiv(task, parts) * shape.group)
+            work = _Pass(isa, cache, shape, k, let(tirx.indexmod(task, parts) * shape.heads))
             with loop(shape.group // shape.tile) as part:
                 first = let(group + part * shape.tile)
                 stop = let(tirx.min(first + shape.tile, k.n_tokens))
@@ -96,8 +102,19 @@ def attention(name: str, isa: VectorIsa, cache: CacheLayout, shape: AttentionSha
 
 
 @dataclass
+class _Row:
+    """One query of a pass: token `t` and head `h`, counted from its first; what it sees, and its slope of ALiBi."""
+
+    t: int
+    h: int
+    limit: Expr
+    start: Expr
+    slope: Expr
+
+
+@dataclass
 class _Pass:
-    """Attention of one head for `n` neighbouring tokens of one sequence."""
+    """Attention of some query heads, from `head` on, of one KV head for neighbouring tokens of one sequence."""
 
     isa: VectorIsa
     cache: CacheLayout
@@ -105,45 +122,49 @@ class _Pass:
     kernel: Kernel
     head: Expr
 
-    def emit(self, first: Expr, n: int) -> None:
+    def emit(self, first: Expr, n_tokens: int) -> None:
         k, cache, shape = self.kernel, self.cache, self.shape
         cells, sequences, table = (k.region(p, "int32") for p in (3, 4, 5))
-        q = Region(byte_offset(k.pointers[0], cast(first, "int64") * (4 * shape.q_stride)), "float32")
-        out = Region(byte_offset(k.pointers[1], cast(first, "int64") * (4 * shape.out_stride)), "float32")
         sequence = let(sequences.load(first))
-        limits = [let(cells.load(first + t)) for t in range(n)]
-        kv_head = tirx.indexdiv(self.head, shape.n_heads // cache.n_kv_heads)
-        plane = let(kv_head * cache.plane)
+        limits = [let(cells.load(first + t)) for t in range(n_tokens)]
+        starts = [let(shape.first_cell(limit)) for limit in limits]
+        slopes = [self._slope(h) for h in range(shape.heads)]
+        rows = [_Row(t, h, limits[t], starts[t], slopes[h]) for t in range(n_tokens) for h in range(shape.heads)]
+        n = len(rows)
+        queries = [self._row(0, first, shape.q_stride, cache.head_dim, row) for row in rows]
+        keys = scores_of(cache, self.isa, queries, k.pointers[7], k.worker, shape.tile * shape.heads)
+        kv_head = let(tirx.indexdiv(self.head, shape.n_heads // cache.n_kv_heads))
         acc = local("float32", n * cache.v_dim)
         scores = local("float32", n * BLOCK_CELLS)
         running = local("float32", 3 * n)  # largest score, sum of weights, correction of this step
         lanes = lanes_dividing(cache.v_dim, self.isa)
-        starts = [let(shape.first_cell(limit)) for limit in limits]
-        slope = self._slope()
-        for t in range(n):
+        for r, row in enumerate(rows):
             # a sink is a cell that comes first and has no value
-            sink = k.region(6, "float32").load(self.head) if shape.sinks else const(_MASKED, "float32")
-            running.store(t, sink)
-            running.store(n + t, const(float(shape.sinks), "float32"))
+            sink = k.region(6, "float32").load(self.head + row.h) if shape.sinks else const(_MASKED, "float32")
+            running.store(r, sink)
+            running.store(n + r, const(float(shape.sinks), "float32"))
             with loop(cache.v_dim // lanes) as i:
-                acc.store(t * cache.v_dim + i * lanes, zeros("float32", lanes))
+                acc.store(r * cache.v_dim + i * lanes, zeros("float32", lanes))
         first_block = tirx.indexdiv(starts[0], BLOCK_CELLS)
         with loop(tirx.indexdiv(limits[-1], BLOCK_CELLS) + 1, first_block) as b:
             block = cache.block(k.pointers[2], table, sequence, b)
             valid = let(tirx.min(limits[-1] + 1 - b * BLOCK_CELLS, BLOCK_CELLS))
-            self._scores(block, plane, q, scores, valid, n)
-            for t in range(n):
-                place = b * BLOCK_CELLS
-                self._weights(scores, running, starts[t] - place, limits[t] - place, valid, slope, t, n)
-            self._outputs(block, plane, acc, scores, running, valid, n)
-        for t in range(n):
-            inverse = let(const(1.0, "float32") / running.load(n + t))
+            self._scores(cache.keys_of(block, kv_head), keys, scores, valid, n)
+            for r, row in enumerate(rows):
+                self._weights(scores, running, row, b * BLOCK_CELLS, valid, r, n)
+            self._outputs(cache.values_of(block, kv_head), acc, scores, running, valid, n)
+        for r, row in enumerate(rows):
+            inverse = let(const(1.0, "float32") / running.load(n + r))
+            out = self._row(1, first, shape.out_stride, cache.v_dim, row)
             with loop(cache.v_dim // lanes) as i:
-                value = acc.load(t * cache.v_dim + i * lanes, lanes) * splat(inverse, lanes)
-                out.store(t * shape.out_stride + self.head * cache.v_dim + i * lanes, value)
+                out.store(i * lanes, acc.load(r * cache.v_dim + i * lanes, lanes) * splat(inverse, lanes))
 
-    def _slope(self) -> Expr:
-        """ALiBi's slope of the head: powers of 2^(-bias/m) for the first m heads, m the largest power of two among
+    def _row(self, pointer: int, first: Expr, stride: int, dim: int, row: _Row) -> Region:
+        at = cast(first + row.t, "int64") * (4 * stride) + cast(self.head + row.h, "int64") * (4 * dim)
+        return Region(byte_offset(self.kernel.pointers[pointer], at), "float32")
+
+    def _slope(self, h: int) -> Expr:
+        """ALiBi's slope of a head: powers of 2^(-bias/m) for the first m heads, m the largest power of two among
         them; the odd powers of its root for the rest (Press et al. 2021)."""
         if not self.shape.alibi:
             return None
@@ -151,35 +172,24 @@ class _Pass:
         slope = const(0.0, "float32")
         for head in range(self.shape.n_heads):
             power = (head + 1) / m if head < m else (2 * (head - m) + 1) / (2 * m)
-            slope = tirx.Select(self.head == head, const(exact.power(2.0, -self.shape.alibi * power), "float32"), slope)
+            bias = const(exact.power(2.0, -self.shape.alibi * power), "float32")
+            slope = tirx.Select(self.head + h == head, bias, slope)
         return let(slope)
 
-    def _scores(self, block: Region, plane: Expr, q: Region, scores: Region, valid: Expr, n: int) -> None:
-        isa, cache, lanes = self.isa, self.cache, self.isa.lanes
+    def _scores(self, block: Expr, keys: Scores, scores: Region, valid: Expr, n: int) -> None:
+        lanes = self.isa.lanes
         together = _vectors_together(BLOCK_CELLS // lanes, n)
         with loop(tirx.indexdiv(valid + together * lanes - 1, together * lanes)) as v:
             first = let(v * (together * lanes))
-            dots = local("float32", n * together * lanes)
-            for i in range(n * together):
-                dots.store(i * lanes, zeros("float32", lanes))
-            with loop(cache.head_dim) as d:
-                for u in range(together):
-                    keys = let(cache.load(block, plane + d * BLOCK_CELLS + first + u * lanes, lanes, isa))
-                    for t in range(n):
-                        query = splat(q.load(t * self.shape.q_stride + self.head * cache.head_dim + d), lanes)
-                        slot = (t * together + u) * lanes
-                        dots.store(slot, isa.fused_multiply_add(keys, query, dots.load(slot, lanes)))
-            for t in range(n):
-                for u in range(together):
-                    value = dots.load((t * together + u) * lanes, lanes)
-                    scores.store(t * BLOCK_CELLS + first + u * lanes, value)
+            for r, vectors in enumerate(keys.products(block, first, together)):
+                for u, value in enumerate(vectors):
+                    scores.store(r * BLOCK_CELLS + first + u * lanes, value)
 
-    def _weights(
-        self, scores: Region, running: Region, start: Expr, limit: Expr, valid: Expr, slope: Expr, t: int, n: int
-    ) -> None:
-        """Turn the scores of token t into softmax weights relative to the largest score so far."""
+    def _weights(self, scores: Region, running: Region, row: _Row, place: Expr, valid: Expr, r: int, n: int) -> None:
+        """Turn the scores of row r into softmax weights relative to the largest score so far; the block begins at
+        cell `place`."""
         isa, lanes, shape = self.isa, self.isa.lanes, self.shape
-        start, limit = let(start), let(limit)
+        start, limit = let(row.start - place), let(row.limit - place)
         n_vectors = let(tirx.indexdiv(valid + lanes - 1, lanes))
         scale = splat(const(shape.scale, "float32"), lanes)
         masked = splat(const(_MASKED, "float32"), lanes)
@@ -196,56 +206,56 @@ class _Pass:
             score = product * scale
             if shape.softcap:
                 score = softcap(score, shape.softcap, isa)
-            if slope is not None:
-                score = score + splat(slope, lanes) * cast(cells(v) - splat(limit, lanes), "float32")
+            if row.slope is not None:
+                score = score + splat(row.slope, lanes) * cast(cells(v) - splat(limit, lanes), "float32")
             return score
 
         vector.store(0, masked)
         with loop(n_vectors) as v:
-            at = t * BLOCK_CELLS + v * lanes
+            at = r * BLOCK_CELLS + v * lanes
             score = let(tirx.Select(visible(v), scored(scores.load(at, lanes), v), masked))
             scores.store(at, score)
             vector.store(0, tirx.max(vector.load(0, lanes), score))
-        largest = let(tirx.max(running.load(t), reduce(vector.load(0, lanes), tirx.max)))
+        largest = let(tirx.max(running.load(r), reduce(vector.load(0, lanes), tirx.max)))
         vector.store(0, zeros("float32", lanes))
         with loop(n_vectors) as v:
-            at = t * BLOCK_CELLS + v * lanes
+            at = r * BLOCK_CELLS + v * lanes
             weight = exp(scores.load(at, lanes) - splat(largest, lanes), isa)
             weight = let(tirx.Select(visible(v), weight, zeros("float32", lanes)))
             scores.store(at, weight)
             vector.store(0, vector.load(0, lanes) + weight)
-        correction = let(exp(running.load(t) - largest, isa))
-        running.store(t, largest)
-        running.store(n + t, running.load(n + t) * correction + reduce(vector.load(0, lanes), add))
-        running.store(2 * n + t, correction)
+        correction = let(exp(running.load(r) - largest, isa))
+        running.store(r, largest)
+        running.store(n + r, running.load(n + r) * correction + reduce(vector.load(0, lanes), add))
+        running.store(2 * n + r, correction)
 
-    def _outputs(
-        self, block: Region, plane: Expr, acc: Region, scores: Region, running: Region, valid: Expr, n: int
-    ) -> None:
-        isa, cache = self.isa, self.cache
-        lanes = lanes_dividing(cache.v_dim, isa)
-        together = _vectors_together(cache.v_dim // lanes, n)
-        with loop(cache.v_dim // (together * lanes)) as i:
-            first = let(i * (together * lanes))
-            sums = local("float32", n * together * lanes)
-            slots = [(t, u, (t * together + u) * lanes) for t in range(n) for u in range(together)]
-            for t, u, slot in slots:
-                before = acc.load(t * cache.v_dim + first + u * lanes, lanes)
-                sums.store(slot, before * splat(running.load(2 * n + t), lanes))
-            with loop(valid) as j:
-                row = plane + cache.key_plane + j * cache.v_dim + first
-                values = [let(cache.load(block, row + u * lanes, lanes, isa)) for u in range(together)]
-                for t, u, slot in slots:
-                    weight = splat(scores.load(t * BLOCK_CELLS + j), lanes)
-                    sums.store(slot, isa.fused_multiply_add(weight, values[u], sums.load(slot, lanes)))
-            for t, u, slot in slots:
-                acc.store(t * cache.v_dim + first + u * lanes, sums.load(slot, lanes))
+    def _outputs(self, block: Expr, acc: Region, scores: Region, running: Region, valid: Expr, n: int) -> None:
+        isa, v_dim, values = self.isa, self.cache.v_dim, Values(self.cache, self.isa)
+        lanes = lanes_dividing(v_dim, isa)
+        together = _vectors_together(v_dim // lanes, n)
+        step = together * lanes
+        span = lcm(step, values.span)
+        slots = [(r, u, (r * together + u) * lanes) for r in range(n) for u in range(together)]
+        with loop(v_dim // span) as i:
+            column = let(i * span)
+            for at in range(0, span, step):
+                sums = local("float32", n * step)
+                for r, u, slot in slots:
+                    before = acc.load(r * v_dim + column + at + u * lanes, lanes)
+                    sums.store(slot, before * splat(running.load(2 * n + r), lanes))
+                with loop(valid) as j:
+                    loaded = [let(values.load(block, j, column, at + u * lanes, lanes)) for u in range(together)]
+                    for r, u, slot in slots:
+                        weight = splat(scores.load(r * BLOCK_CELLS + j), lanes)
+                        sums.store(slot, isa.fused_multiply_add(weight, loaded[u], sums.load(slot, lanes)))
+                for r, u, slot in slots:
+                    acc.store(r * v_dim + column + at + u * lanes, sums.load(slot, lanes))
 
 
 _CHAINS = 8
 """Independent sums kept in flight: hides the latency of multiply-add."""
 
 
-def _vectors_together(n_vectors: int, n_tokens: int) -> int:
-    """How many neighbouring vectors a loop works on at once, so that few tokens still make enough chains."""
-    return max(u for u in range(1, max(1, _CHAINS // n_tokens) + 1) if n_vectors % u == 0)
+def _vectors_together(n_vectors: int, n_rows: int) -> int:
+    """How many neighbouring vectors a loop works on at once, so that few rows still make enough chains."""
+    return max(u for u in range(1, max(1, _CHAINS // n_rows) + 1) if n_vectors % u == 0)

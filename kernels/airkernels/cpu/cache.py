@@ -1,60 +1,90 @@
 """The KV cache as kernels see it.
 
-The cache of a layer is an array of blocks; a sequence's row of the block table names its blocks in order.
-A block holds, per KV head, keys as [head_dim][cells] and values as [cells][v_dim]: scores are then
-computed for a vector of cells at a time and outputs for a vector of dimensions, without reductions.
+The cache of a layer is an array of blocks; a sequence's row of the block table names its blocks in order. Layers that
+look back no further than a window share a few blocks at the end of the row, through which they go round.
+
+A block holds, per KV head, the keys of its cells and then their values. A value is a row of its format, as a file would
+have it. Keys are interleaved: each unit of a row (`formats.base.Field`) stands next to the same unit of the other
+cells. So scores are computed for a vector of cells at a time and outputs for a vector of columns, without reductions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airkernels.cpu.isa import VectorIsa
+from tvm import tirx
+
 from airkernels.cpu.program import Expr, Region, byte_offset, cast
-from airkernels.cpu.vectors import float_to_half, half_to_float
+from airkernels.formats import FORMATS, AnyFormat
 
 BLOCK_CELLS = 64
 """Tokens per block of the cache, and per step of the softmax."""
 
 
 @dataclass(frozen=True)
+class BlockTable:
+    """A row of the block table: `max_blocks` blocks in order, then the `ring_blocks` of layers with windows."""
+
+    max_blocks: int
+    ring_blocks: int = 0
+
+    @property
+    def stride(self) -> int:
+        """Entries of a row."""
+        return self.max_blocks + self.ring_blocks
+
+
+@dataclass(frozen=True)
 class CacheLayout:
-    """Shape of one layer's cache; `dtype` is 'float16' or 'float32'."""
+    """Shape of one layer's cache; `keys` and `values` name the formats of their rows. `ring`: it goes round."""
 
     n_kv_heads: int
     head_dim: int
     v_dim: int
-    dtype: str
-    max_blocks: int
+    keys: str
+    values: str
+    table: BlockTable
+    ring: bool = False
 
     @property
-    def element_nbytes(self) -> int:
-        return 2 if self.dtype == "float16" else 4
+    def key_format(self) -> AnyFormat:
+        return FORMATS[self.keys]
 
     @property
-    def key_plane(self) -> int:
-        """Elements of the keys of one head in one block."""
-        return self.head_dim * BLOCK_CELLS
+    def value_format(self) -> AnyFormat:
+        return FORMATS[self.values]
 
     @property
-    def plane(self) -> int:
-        """Elements of the keys and values of one head in one block."""
-        return (self.head_dim + self.v_dim) * BLOCK_CELLS
+    def key_nbytes(self) -> int:
+        """Bytes of the key of one head in one cell."""
+        return self.head_dim // self.key_format.block * self.key_format.nbytes
+
+    @property
+    def value_nbytes(self) -> int:
+        """Bytes of the value of one head in one cell."""
+        return self.v_dim // self.value_format.block * self.value_format.nbytes
+
+    @property
+    def plane_nbytes(self) -> int:
+        """Bytes of the keys and values of one head in one block."""
+        return (self.key_nbytes + self.value_nbytes) * BLOCK_CELLS
 
     @property
     def block_nbytes(self) -> int:
-        return self.n_kv_heads * self.plane * self.element_nbytes
+        return self.n_kv_heads * self.plane_nbytes
 
-    def region(self, base: Expr) -> Region:
-        return Region(base, "uint16" if self.dtype == "float16" else "float32")
+    def block(self, cache: Expr, table: Region, sequence: Expr, index: Expr) -> Expr:
+        """Where block `index` of a sequence is."""
+        place = index
+        if self.ring:
+            place = tirx.indexmod(index, self.table.ring_blocks) + self.table.max_blocks
+        number = table.load(sequence * self.table.stride + place)
+        return byte_offset(cache, cast(number, "int64") * self.block_nbytes)
 
-    def load(self, region: Region, index: Expr, lanes: int, isa: VectorIsa) -> Expr:
-        raw = region.load(index, lanes)
-        return half_to_float(raw, isa) if self.dtype == "float16" else raw
+    def keys_of(self, block: Expr, head: Expr) -> Expr:
+        """Where the keys of a head are in a block."""
+        return byte_offset(block, cast(head, "int64") * self.plane_nbytes)
 
-    def convert(self, value: Expr, isa: VectorIsa) -> Expr:
-        return float_to_half(value, isa) if self.dtype == "float16" else value
-
-    def block(self, cache: Expr, table: Region, sequence: Expr, index: Expr) -> Region:
-        number = table.load(sequence * self.max_blocks + index)
-        return self.region(byte_offset(cache, cast(number, "int64") * self.block_nbytes))
+    def values_of(self, block: Expr, head: Expr) -> Expr:
+        """Where the values of a head are in a block."""
+        return byte_offset(block, cast(head, "int64") * self.plane_nbytes + BLOCK_CELLS * self.key_nbytes)

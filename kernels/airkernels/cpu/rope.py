@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.cells import store_key, store_value
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, Kernel, Region, byte_offset, cast, define, let, loop, when
-from airkernels.cpu.vectors import for_vectors, lanes_dividing
+from airkernels.cpu.vectors import for_vectors
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,8 @@ def rope_store(
             cell = let(cells.load(token))
             block = cache.block(k.pointers[4], table, sequences.load(token), tirx.indexdiv(cell, BLOCK_CELLS))
             place = let(tirx.indexmod(cell, BLOCK_CELLS))
-            plane = let(head * cache.plane)
-            with loop(cache.head_dim) as d:
-                block.store(plane + d * BLOCK_CELLS + place, cache.convert(keys.load(d), isa))
-            lanes = lanes_dividing(cache.v_dim, isa)
-            with loop(cache.v_dim // lanes) as i:
-                at = plane + cache.key_plane + place * cache.v_dim + i * lanes
-                block.store(at, cache.convert(values.load(i * lanes, lanes), isa))
+            store_key(cache.keys_of(block, head), place, keys, cache, isa)
+            store_value(cache.values_of(block, head), place, values, cache, isa)
 
         with loop(k.end, k.begin) as task:
             token, head = let(tirx.indexdiv(task, heads_per_token)), let(tirx.indexmod(task, heads_per_token))

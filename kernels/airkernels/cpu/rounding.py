@@ -17,10 +17,12 @@ Produce = Callable[[Expr, int], Expr]
 
 
 class QuantizedOut:
-    """Writes groups of one row as digits, scales and sums."""
+    """Writes groups of one row as digits, scales and sums. `always_fine`: all groups get high digits."""
 
-    def __init__(self, base: Expr, row: Expr, n: int, digits: int, isa: VectorIsa) -> None:
-        self.layout, self.isa = QuantizedRow(n, digits), isa
+    def __init__(
+        self, base: Expr, row: Expr, n: int, digits: int, isa: VectorIsa, *, always_fine: bool = False
+    ) -> None:
+        self.layout, self.isa, self.always_fine = QuantizedRow(n, digits), isa, always_fine
         start = byte_offset(base, cast(row, "int64") * self.layout.nbytes)
         self.bytes, self.ints, self.floats = Region(start, "int8"), Region(start, "int32"), Region(start, "float32")
 
@@ -33,7 +35,10 @@ class QuantizedOut:
         largest = let(reduce(functools.reduce(tirx.max, magnitudes), tirx.max))
         most, per_unit = const(float(MOST), "float32"), const(1 / MOST, "float32")
         if self.layout.digits == 2:
-            has_high = let(has_outlier(largest, reduce(functools.reduce(add, magnitudes), add)))
+            if self.always_fine:
+                has_high = const(1, "bool")
+            else:
+                has_high = let(has_outlier(largest, reduce(functools.reduce(add, magnitudes), add)))
             self.ints.store(group + self.layout.has_high // 4, cast(has_high, "int32"))
             most = tirx.Select(has_high, const(float(MOST * DIGIT), "float32"), most)
             per_unit = tirx.Select(has_high, const(1 / (MOST * DIGIT), "float32"), per_unit)

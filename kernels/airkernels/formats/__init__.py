@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airkernels.formats.base import AnyFormat, BlockFormat, Field, FloatFormat
+from airkernels.formats.base import AnyFormat, BlockFormat, Field, FloatFormat, RoundedFormat
 from airkernels.formats.codebooks import IQ4_NL, IQ4_XS, MXFP4, NVFP4
 from airkernels.formats.floats import BF16, F16, F32
 from airkernels.formats.grids import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
@@ -21,4 +21,4 @@ FORMATS: dict[str, AnyFormat] = {
     fmt.name: fmt() for fmt in (*_FLOATS, *_LEGACY, *_K_QUANTS, *_CODEBOOKS, *_GRIDS, *_TERNARY)
 }
 
-__all__ = ["FORMATS", "AnyFormat", "BlockFormat", "Field", "FloatFormat"]
+__all__ = ["FORMATS", "AnyFormat", "BlockFormat", "Field", "FloatFormat", "RoundedFormat"]

@@ -11,7 +11,7 @@ same few lines run on numpy arrays (the reference) and build TVM expressions (th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -177,6 +177,45 @@ class BlockFormat:
 
     def minimum(self, r: Reader, group: int) -> Value:
         """What is added to every element of a group, float32; only if `has_minimum`."""
+        raise NotImplementedError
+
+
+class Rounder(Protocol):
+    """What rounding the values of a block takes; a value is a vector of them, or an array."""
+
+    def largest(self, values: Value) -> Value:
+        """The largest magnitude of a block."""
+
+    def extreme(self, values: Value) -> Value:
+        """The element that has it, with its sign; the first of equals."""
+
+    def nearest(self, x: Value) -> Value:
+        """To int32, halves away from zero."""
+
+    def truncated(self, x: Value) -> Value:
+        """To int32, towards zero."""
+
+    def least(self, x: Value, most: int) -> Value:
+        """The smaller of int32 and a constant."""
+
+    def constant(self, value: int, like: Value) -> Value:
+        """A uint32 constant beside words."""
+
+
+class RoundedFormat(BlockFormat):
+    """A format that values can be rounded to while a model runs: blocks of a scale `d` and codes `qs`, which lie in
+    runs of neighbouring words."""
+
+    def scale_of(self, r: Rounder, values: Value) -> Value:
+        """The scale of a block, before it is itself rounded to a half; as ggml's `quantize_row_*_ref`."""
+        raise NotImplementedError
+
+    def code_of(self, r: Rounder, scaled: Value) -> Value:
+        """Codes, int32, of values divided by the scale."""
+        raise NotImplementedError
+
+    def units_of(self, r: Rounder, words: Sequence[Value]) -> list[Value]:
+        """The units `qs` of a block, from its codes as words; either may be in vectors of neighbours."""
         raise NotImplementedError
 
 

@@ -5,18 +5,28 @@ Layouts: `block_q4_0`, `block_q4_1`, `block_q5_0`, `block_q5_1`, `block_q8_0` of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from airkernels.formats.base import EACH, HIGH_NIBBLES, LOW_NIBBLES, SIGNS, BlockFormat, Field, Reader, Value, run
+from airkernels.formats.base import (
+    EACH,
+    HIGH_NIBBLES,
+    LOW_NIBBLES,
+    SIGNS,
+    BlockFormat,
+    Field,
+    Reader,
+    RoundedFormat,
+    Rounder,
+    Value,
+    run,
+)
 
 
-class Q4_0(BlockFormat):
-    """16 nibbles low, 16 nibbles high, offset 8."""
+class _Nibbles(BlockFormat):
+    """16 nibbles low, 16 nibbles high."""
 
-    name = "Q4_0"
     group = 32
-    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
-    zero_point = 8
     code_max = 15
 
     def codes_in_place(self, r: Reader, word: int) -> Value:
@@ -29,12 +39,29 @@ class Q4_0(BlockFormat):
         return r.half("d")
 
 
-class Q4_1(Q4_0):
-    """As Q4_0, with a minimum in place of the offset."""
+class Q4_0(_Nibbles, RoundedFormat):
+    """Nibbles with an offset of 8. The extreme element becomes -8."""
+
+    name = "Q4_0"
+    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
+    zero_point = 8
+
+    def scale_of(self, r: Rounder, values: Value) -> Value:
+        return r.extreme(values) * -0.125
+
+    def code_of(self, r: Rounder, scaled: Value) -> Value:
+        return r.least(r.truncated(scaled + 8.5), self.code_max)
+
+    def units_of(self, r: Rounder, words: Sequence[Value]) -> list[Value]:
+        half = len(words) // 2
+        return [low | (high << 4) for low, high in zip(words[:half], words[half:], strict=True)]
+
+
+class Q4_1(_Nibbles):
+    """Nibbles with a minimum."""
 
     name = "Q4_1"
     fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
-    zero_point = 0
     has_minimum = True
 
     def minimum(self, r: Reader, group: int) -> Value:
@@ -75,8 +102,8 @@ class Q5_1(Q5_0):
         return r.half("m")
 
 
-class Q8_0(BlockFormat):
-    """Signed bytes, read as unsigned codes with their sign bit flipped."""
+class Q8_0(RoundedFormat):
+    """Signed bytes, read as unsigned codes with their sign bit flipped. The largest element becomes +-127."""
 
     name = "Q8_0"
     group = 32
@@ -89,3 +116,12 @@ class Q8_0(BlockFormat):
 
     def scale(self, r: Reader, group: int) -> Value:
         return r.half("d")
+
+    def scale_of(self, r: Rounder, values: Value) -> Value:
+        return r.largest(values) / 127.0
+
+    def code_of(self, r: Rounder, scaled: Value) -> Value:
+        return r.nearest(scaled) + self.zero_point
+
+    def units_of(self, r: Rounder, words: Sequence[Value]) -> list[Value]:
+        return [word ^ r.constant(SIGNS, word) for word in words]

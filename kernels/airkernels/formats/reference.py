@@ -1,4 +1,4 @@
-"""Numpy decoding of weight rows, derived from the format descriptions: the oracle of the kernels."""
+"""Numpy decoding and rounding of rows, derived from the format descriptions: the oracle of the kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from airkernels.formats.base import WORD, AnyFormat, BlockFormat, FloatFormat, Places, Table
+from airkernels.formats.base import WORD, AnyFormat, BlockFormat, FloatFormat, Places, RoundedFormat, Table
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -110,3 +110,53 @@ def dequantize(fmt: AnyFormat, raw: Bytes, n_cols: int) -> Floats:
 def _column(values: Floats) -> Floats:
     """One value a block, as a column that broadcasts over its elements."""
     return values[:, None]
+
+
+class ArrayRounder:
+    """`Rounder` over blocks of values, float32 [n_blocks, block]."""
+
+    def largest(self, values: Floats) -> Floats:
+        return np.asarray(np.abs(values).max(axis=1))
+
+    def extreme(self, values: Floats) -> Floats:
+        return np.asarray(values[np.arange(len(values)), np.abs(values).argmax(axis=1)])
+
+    def nearest(self, x: Floats) -> Integers:
+        whole = np.trunc(x)
+        return (whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0)).astype(np.int32)
+
+    def truncated(self, x: Floats) -> Integers:
+        return np.trunc(x).astype(np.int32)
+
+    def least(self, x: Integers, most: int) -> Integers:
+        return np.minimum(x, most)
+
+    def constant(self, value: int, like: Integers) -> np.uint32:
+        return np.uint32(value)
+
+
+def quantize(fmt: RoundedFormat, rows: Floats) -> Bytes:
+    """Round rows as ggml's `quantize_row_*_ref`; scales past the largest half become it.
+
+    Parameters
+    ----------
+    rows
+        float32 [n_rows, n_cols], n_cols a multiple of the format's block.
+
+    Returns
+    -------
+    uint8 [n_rows, bytes of a row]
+    """
+    values = np.ascontiguousarray(rows, np.float32).reshape(-1, fmt.block)
+    rounder = ArrayRounder()
+    scale = np.asarray(fmt.scale_of(rounder, values), np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    codes = np.asarray(fmt.code_of(rounder, values * _column(inverse)), np.int32)
+    words = codes.astype(np.uint8).view("<u4")
+    units = fmt.units_of(rounder, [words[:, w] for w in range(words.shape[1])])
+    out = np.empty((len(values), fmt.nbytes), np.uint8)
+    for name, part in (("d", np.clip(scale, -65504, 65504).astype("<f2")), ("qs", np.stack(units, 1).astype("<u4"))):
+        first = fmt.field(name).offset
+        raw = np.ascontiguousarray(part.reshape(len(values), -1)).view(np.uint8)
+        out[:, first : first + raw.shape[1]] = raw
+    return out.reshape(len(rows), -1)

@@ -10,7 +10,7 @@ import numpy as np
 from airrun.cuda.driver import Device
 from airrun.ledger import kv_nbytes
 from airrun.plan.schema import KvCache
-from airrun.replay.kv_cache import BlockPool
+from airrun.replay.kv_cache import BlockPool, FreeList
 
 if TYPE_CHECKING:
     from airrun.replay.memory import Bytes
@@ -23,13 +23,13 @@ class DevicePool(BlockPool):
 
     def __init__(self, spec: KvCache, n_blocks: int, gpu: Device) -> None:
         self.spec, self.n_blocks, self._gpu = spec, n_blocks, gpu
-        nbytes = kv_nbytes(spec, n_blocks)
+        nbytes = kv_nbytes(spec, n_blocks, 0)
         base = gpu.allocate(nbytes)
         # what was never written takes part in products, with weight zero: it must be finite
         gpu.clear(base, nbytes)
         starts = [0, *accumulate(n_blocks * layer.block_nbytes for layer in spec.layers)]
         self.addresses = [base + start for start in starts[:-1]]
-        self._free = list(range(n_blocks - 1, -1, -1))
+        self.blocks, self.ring = FreeList(n_blocks), FreeList(0)
 
     def contents(self, layer: int, block: int) -> Bytes:
         """A copy of one block of one cache."""

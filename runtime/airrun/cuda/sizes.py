@@ -87,7 +87,7 @@ def device_sizes(plan: Plan, device: DevicePlan, *, ctx_size: int | None = None,
         arena=device.arena_nbytes * max_tokens,
         scratch=device.scratch_nbytes,
         inputs=arrays + 8 * plan.rope.n_pairs * (ctx_size + max_tokens),
-        kv=kv_nbytes(plan.kv, blocks),
+        kv=kv_nbytes(plan.kv, blocks, 0),
         logits=4 * device.logits_stride,
     )
 

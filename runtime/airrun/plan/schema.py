@@ -23,7 +23,8 @@ ARCHITECTURES = ("x86_64", "aarch64")
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1}
 """Element types of constants, by their bytes."""
 
-KV_DTYPES = ("float16", "float32")
+KV_FORMATS = ("F32", "F16", "Q8_0", "Q4_0")
+"""Formats of the rows of a KV cache, of those in `plan.blocks`."""
 
 
 @record
@@ -144,7 +145,7 @@ INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope", "block_table
 """What the host fills before a step runs. int32 unless said otherwise:
 token_ids [n]; cells [n] (place of each token in its sequence); sequences [n] (row of the block table);
 output_rows [n_outputs]; rope float32 [n, 2, rope.n_pairs] (cosines, then sines);
-block_table [n_sequences, max_blocks];
+block_table [n_sequences, max_blocks + ring_blocks];
 state_slots [n] (where the states of each token's sequence are; -1 - that for the first token of a sequence)."""
 
 
@@ -228,26 +229,36 @@ class Library:
 
 @record
 class KvLayer:
-    """One layer's cache: a block takes `block_nbytes` and holds, per KV head, keys [head_dim][block_cells] and then
-    values [block_cells][v_dim]."""
+    """One layer's cache: a block takes `block_nbytes` and holds, per KV head, the keys of its cells and then their
+    values. A value is a row of `v_dim` elements in its format. Of keys, which have `head_dim`, each unit of a row (an
+    element, or the scale or a word of codes of a block of elements) stands next to the same unit of the other cells.
+
+    With `ring`, block i of a sequence is entry `max_blocks + i % ring_blocks` of its row of the block table.
+    """
 
     n_kv_heads: int
     head_dim: int
     v_dim: int
     block_nbytes: int
+    ring: bool
 
 
 @record
 class KvCache:
-    """The cache's shape: blocks of `block_cells` tokens. `dtype` is one of `KV_DTYPES`.
+    """The cache's shape: blocks of `block_cells` tokens, of rows in formats that are among `KV_FORMATS`.
 
     `layers` has an entry per cache, which space 'kv' counts; model layers that share one, or have none, make them
-    fewer. A row of the block table has `max_blocks` entries, enough for `ctx_size` tokens.
+    fewer. A row of the block table has `max_blocks` entries, enough for `ctx_size` tokens, and `ring_blocks` more for
+    layers that look back at no more than `window` tokens (the token itself counted) from each: enough for those and
+    the largest batch. Both are 0 if there are none.
     """
 
     block_cells: int
     max_blocks: int
-    dtype: str
+    ring_blocks: int
+    window: int
+    keys: str
+    values: str
     layers: tuple[KvLayer, ...]
 
 

@@ -12,7 +12,7 @@ import re
 from airrun.plan.blocks import BLOCKS
 from airrun.plan.checks import equal, fail, index, multiple, one_of, row_nbytes, show, within
 from airrun.plan.chunks import n_chunks
-from airrun.plan.schema import ACCESSES, ARCHITECTURES, DTYPES, KV_DTYPES, PANEL_ROWS, Plan, Weight
+from airrun.plan.schema import ACCESSES, ARCHITECTURES, DTYPES, KV_FORMATS, PANEL_ROWS, Plan, Weight
 from airrun.plan.verify_steps import MAX_BATCH, verify_programs
 
 MAX_NBYTES = 1 << 62
@@ -216,14 +216,24 @@ def _buffers(plan: Plan) -> None:
 def _kv_and_rope(plan: Plan) -> None:
     kv, rope = plan.kv, plan.rope
     within("kv.block_cells", kv.block_cells, 1, 1 << 16)
-    one_of("kv.dtype", kv.dtype, KV_DTYPES)
+    for name in ("keys", "values"):
+        one_of(f"kv.{name}", getattr(kv, name), KV_FORMATS)
     within("kv.layers", len(kv.layers), 0, plan.model.n_layers, "caches")
     for i, layer in enumerate(kv.layers):
         for name in ("n_kv_heads", "head_dim", "v_dim"):
             within(f"kv.layers[{i}].{name}", getattr(layer, name), 1, 1 << 16)
-        needed = layer.n_kv_heads * (layer.head_dim + layer.v_dim) * kv.block_cells * DTYPES[kv.dtype]
-        within(f"kv.layers[{i}].block_nbytes", layer.block_nbytes, needed, MAX_NBYTES)
+        row = 0
+        for name, fmt in (("head_dim", BLOCKS[kv.keys]), ("v_dim", BLOCKS[kv.values])):
+            multiple(f"kv.layers[{i}].{name}", getattr(layer, name), fmt.block)
+            row += fmt.row_bytes(getattr(layer, name))
+        within(f"kv.layers[{i}].block_nbytes", layer.block_nbytes, layer.n_kv_heads * row * kv.block_cells, MAX_NBYTES)
     within("kv.max_blocks", kv.max_blocks, -(-plan.choice.ctx_size // kv.block_cells), MAX_COUNT // kv.block_cells)
+    ring = any(layer.ring for layer in kv.layers)
+    within("kv.window", kv.window, int(ring), MAX_COUNT // 4 if ring else 0)
+    batch = plan.programs[-1].max_tokens
+    # as many blocks as that many neighbouring cells may touch
+    needed = -(-(kv.window + batch - 2) // kv.block_cells) + 1 if ring else 0
+    within("kv.ring_blocks", kv.ring_blocks, needed, kv.max_blocks)
     within("size of the KV cache", kv.max_blocks * sum(layer.block_nbytes for layer in kv.layers), 0, MAX_NBYTES)
 
     within("rope.n_pairs", rope.n_pairs, 0, MAX_PAIRS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.errors import PlanError
-from airrun.ledger import Sizes
+from airrun.ledger import Sizes, table_row
 from airrun.plan.container import LoadedPlan
 from airrun.plan.schema import INPUTS, Plan
 from airrun.replay.batch import Batch
@@ -311,7 +311,7 @@ class _Inputs:
             return memory[offset : offset + 4 * n].cast("i")
 
         self._one = [words(name, 1) for name in _OF_A_TOKEN]
-        self._one_table = words("block_table", plan.kv.max_blocks)
+        self._one_table = words("block_table", table_row(plan.kv))
         self._one_rope = words("rope", 2 * rope.n_pairs)
         self._ahead, self._ahead_from = self._one_rope, -_AHEAD
 

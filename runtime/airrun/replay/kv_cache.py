@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.errors import UsageError
-from airrun.ledger import kv_nbytes
+from airrun.ledger import kv_nbytes, table_row
 from airrun.plan.schema import KvCache, StateCache
 from airrun.replay.memory import Region
 
@@ -17,10 +17,27 @@ if TYPE_CHECKING:
     from airrun.replay.memory import Bytes
 
 
+class FreeList:
+    """Numbers from 0 on, each of which has one owner at most."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._free = list(range(n - 1, -1, -1))
+
+    def take(self) -> int | None:
+        """One that is free, or None."""
+        return self._free.pop() if self._free else None
+
+    def give_back(self, number: int) -> None:
+        assert 0 <= number < self.n and number not in self._free
+        self._free.append(number)
+
+
 class BlockPool:
     """Blocks of `spec.block_cells` tokens; block i of cache l stands at `addresses[l] + i * its block_nbytes`.
 
-    Memory is virtual until it is written, so a long context costs nothing before it is used.
+    Caches that go round have `ring` blocks, which are fewer. Memory is virtual until it is written, so a long context
+    costs nothing before it is used.
 
     Attributes
     ----------
@@ -30,23 +47,14 @@ class BlockPool:
 
     layout = "cpu"
 
-    def __init__(self, spec: KvCache, n_blocks: int) -> None:
-        self.spec, self.n_blocks = spec, n_blocks
-        self._region = Region(kv_nbytes(spec, n_blocks))
-        self._starts = [0, *accumulate(n_blocks * layer.block_nbytes for layer in spec.layers)]
+    def __init__(self, spec: KvCache, n_blocks: int, n_ring_blocks: int) -> None:
+        self.spec = spec
+        self.blocks, self.ring = FreeList(n_blocks), FreeList(n_ring_blocks)
+        self._region = Region(kv_nbytes(spec, n_blocks, n_ring_blocks))
+        counts = [n_ring_blocks if layer.ring else n_blocks for layer in spec.layers]
+        sizes = (n * layer.block_nbytes for n, layer in zip(counts, spec.layers, strict=True))
+        self._starts = [0, *accumulate(sizes)]
         self.addresses = [self._region.address + start for start in self._starts[:-1]]
-        self._free = list(range(n_blocks - 1, -1, -1))
-
-    def take(self) -> int:
-        """A free block."""
-        if not self._free:
-            cells = self.n_blocks * self.spec.block_cells
-            raise UsageError(f"the KV cache is full: its {cells} tokens are in use by the open sequences")
-        return self._free.pop()
-
-    def give_back(self, block: int) -> None:
-        assert 0 <= block < self.n_blocks and block not in self._free
-        self._free.append(block)
 
     def contents(self, layer: int, block: int) -> Bytes:
         """The bytes of one block of one cache."""
@@ -88,19 +96,22 @@ class StatePool:
 
 
 class SequenceMemory:
-    """The blocks of one sequence, in order, and the slot of its states.
+    """The blocks of one sequence, in order, those that it goes round in, and the slot of its states.
 
     Attributes
     ----------
     slot
         -1 for an empty sequence, and where the model has no states.
+    written
+        Cells that there was ever room for, so that they may have taken the place of earlier ones.
     """
 
     def __init__(self, pool: BlockPool, states: StatePool) -> None:
         self._pool, self._states = pool, states
-        self.slot = -1
+        self.slot, self.written = -1, 0
         self.blocks: list[int] = []
-        self.table = np.zeros(pool.spec.max_blocks, np.int32)
+        self.ring: list[int] = []
+        self.table = np.zeros(table_row(pool.spec), np.int32)
         """Row of the block table."""
         self.row = self.table.data
 
@@ -111,18 +122,44 @@ class SequenceMemory:
 
     def reserve(self, n_cells: int) -> None:
         """Have room for the first `n_cells` tokens, at least one."""
+        spec = self._pool.spec
         if self.slot < 0 and self._states.specs:
             self.slot = self._states.take()
-        while self.n_cells < n_cells:
-            block = self._pool.take()
-            self.table[len(self.blocks)] = block
-            self.blocks.append(block)
+        wanted = -(-n_cells // spec.block_cells)
+        self._extend(self.blocks, self._pool.blocks, wanted, 0)
+        self._extend(self.ring, self._pool.ring, min(wanted, spec.ring_blocks), spec.max_blocks)
+        self.written = max(self.written, n_cells)
+
+    def _extend(self, mine: list[int], free: FreeList, wanted: int, first: int) -> None:
+        while len(mine) < wanted:
+            block = free.take()
+            if block is None:
+                cells = free.n * self._pool.spec.block_cells
+                raise UsageError(f"the KV cache is full: its {cells} tokens are in use by the open sequences")
+            self.table[first + len(mine)] = block
+            mine.append(block)
+
+    def intact(self, n_cells: int) -> bool:
+        """Whether all that a token after the first `n_cells` looks back at is still there."""
+        spec = self._pool.spec
+        if not spec.ring_blocks:
+            return True
+        oldest = max(0, n_cells - (spec.window - 1)) // spec.block_cells
+        return (self.written - 1) // spec.block_cells - oldest < spec.ring_blocks
 
     def keep(self, n_cells: int) -> None:
         """Give back what is not needed for the first `n_cells` tokens."""
-        if n_cells == 0 and self.slot >= 0:
-            self._states.give_back(self.slot)
-            self.slot = -1
+        if n_cells == 0:
+            self.written = 0
+            if self.slot >= 0:
+                self._states.give_back(self.slot)
+                self.slot = -1
         wanted = -(-n_cells // self._pool.spec.block_cells)
-        while len(self.blocks) > wanted:
-            self._pool.give_back(self.blocks.pop())
+        for mine, free in ((self.blocks, self._pool.blocks), (self.ring, self._pool.ring)):
+            while len(mine) > wanted:
+                free.give_back(mine.pop())
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Cache and block of all blocks, cache by cache."""
+        layers = enumerate(self._pool.spec.layers)
+        return [(i, block) for i, layer in layers for block in (self.ring if layer.ring else self.blocks)]

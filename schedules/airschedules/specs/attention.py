@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airkernels.cpu import attention
+from airkernels.cpu import attention, scores
 from airkernels.cpu import rope as rope_kernels
 from airkernels.cpu.attention import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
@@ -53,7 +53,8 @@ class RopeStoreSpec(KernelSpec):
 
 @dataclass(frozen=True)
 class AttentionSpec(KernelSpec):
-    """Attention over the cache; `group` tokens a task. The last fields as in ``AttentionShape``."""
+    """Attention over the cache; `group` tokens and `heads` query heads a task. The last fields as in
+    ``AttentionShape``."""
 
     cache: CacheLayout
     n_heads: int
@@ -61,6 +62,7 @@ class AttentionSpec(KernelSpec):
     q_stride: int
     out_stride: int
     group: int
+    heads: int = 1
     window: int = 0
     chunk: int = 0
     softcap: float = 0.0
@@ -79,6 +81,7 @@ class AttentionSpec(KernelSpec):
             self.out_stride,
             self.group,
             min(self.group, isa.registers // 4),
+            self.heads,
             self.window,
             self.chunk,
             self.softcap,
@@ -89,5 +92,9 @@ class AttentionSpec(KernelSpec):
     def build(self, isa: VectorIsa) -> Program:
         return attention.attention(self.symbol, isa, self.cache, self._shape(isa))
 
+    def scratch_nbytes(self, isa: VectorIsa) -> int:
+        return scores.scratch_nbytes(self.cache, self._shape(isa).tile * self.heads)
+
     def schedule(self, isa: VectorIsa) -> tuple[str, str]:
-        return f"tile {self._shape(isa).tile} tokens, blocks of {BLOCK_CELLS} cells", "online softmax by blocks"
+        heads = f"{self.heads} heads, " if self.heads > 1 else ""
+        return f"tile {self._shape(isa).tile} tokens, {heads}blocks of {BLOCK_CELLS} cells", "online softmax by blocks"
