@@ -230,7 +230,7 @@ def _kv_and_rope(plan: Plan) -> None:
     within("kv.max_blocks", kv.max_blocks, -(-plan.choice.ctx_size // kv.block_cells), MAX_COUNT // kv.block_cells)
     ring = any(layer.ring for layer in kv.layers)
     within("kv.window", kv.window, int(ring), MAX_COUNT // 4 if ring else 0)
-    batch = plan.programs[-1].max_tokens
+    batch = max((program.max_tokens for program in plan.programs), default=1)
     # as many blocks as that many neighbouring cells may touch
     needed = -(-(kv.window + batch - 2) // kv.block_cells) + 1 if ring else 0
     within("kv.ring_blocks", kv.ring_blocks, needed, kv.max_blocks)
