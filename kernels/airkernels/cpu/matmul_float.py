@@ -14,8 +14,9 @@ from functools import partial
 
 from tvm import tirx
 
+from airkernels.cpu.decoded import PackedPanel, UnpackedPanel
 from airkernels.cpu.isa import PANEL, VectorIsa
-from airkernels.cpu.matmul_int import MatmulShape, PackedSource, UnpackedPanel, for_each_tile, store_row
+from airkernels.cpu.matmul_int import MatmulShape, for_each_tile, store_row
 from airkernels.cpu.panels import Panel, PanelLayout
 from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast, define, let, local, loop, splat, zeros
 from airkernels.cpu.rows import float_value
@@ -39,22 +40,27 @@ def scratch_nbytes(fmt: AnyFormat, n_cols: int) -> int:
     return 0 if isinstance(fmt, FloatFormat) else 4 * PANEL * n_cols + UnpackedPanel.nbytes(fmt, n_cols)
 
 
-def _decode_panel(unpacked: UnpackedPanel, fmt: BlockFormat, source: PackedSource, out: Region) -> None:
+def _decode_panel(unpacked: UnpackedPanel, fmt: BlockFormat, source: PackedPanel, out: Region) -> None:
     """Codes first, then floats in a loop over groups: unrolled over a block, decoding takes seconds to compile."""
     unpacked.fill(source)
     lanes, first_row = unpacked.isa.lanes, unpacked.first_row
-    with loop(unpacked.n_steps) as step:
-        for group in unpacked.groups(step):
-            scale = let(group.scale)
-            minimum = let(group.minimum) if group.minimum is not None else None
-            for w, (word, _shift) in enumerate(group.words):
-                codes = let(word)
-                for j in range(WORD):
-                    code = bits((codes >> (8 * j)) & 0xFF, f"int32x{lanes}") - fmt.zero_point
-                    value = scale * cast(code, "float32")
-                    value = value if minimum is None else value + minimum
-                    column = group.index * fmt.group + w * WORD + j
-                    out.store(column * PANEL + first_row, value)
+    with loop(unpacked.n_steps) as index:
+        step = unpacked.step(index)
+        with loop(step.n_turns) as turn:
+            for group in step.groups(turn):
+                scale, minimum = group.scale(), group.minimum() if fmt.has_minimum else None
+                if step.block is not None:
+                    scale = scale * step.block[0]
+                    minimum = None if minimum is None else minimum * step.block[1]
+                scale, minimum = let(scale), None if minimum is None else let(minimum)
+                for w, (word, _shift) in enumerate(group.words()):
+                    codes = let(word)
+                    for j in range(WORD):
+                        code = bits((codes >> (8 * j)) & 0xFF, f"int32x{lanes}") - fmt.zero_point
+                        value = scale * cast(code, "float32")
+                        value = value if minimum is None else value + minimum
+                        column = group.index * fmt.group + w * WORD + j
+                        out.store(column * PANEL + first_row, value)
 
 
 def matmul_float(
@@ -104,7 +110,7 @@ def product(isa: VectorIsa, fmt: AnyFormat, shape: MatmulShape, in_stride: int, 
                 prefetch = None
                 if isinstance(fmt, BlockFormat):
                     unpacked = UnpackedPanel(isa, fmt, n_cols, byte_offset(scratch, 4 * PANEL * n_cols), first_row)
-                    _decode_panel(unpacked, fmt, PackedSource(isa, layout, Panel(panel), first_row), decoded)
+                    _decode_panel(unpacked, fmt, PackedPanel(isa, layout, Panel(panel), first_row), decoded)
                     column = partial(_decoded_column, decoded, first_row, lanes)
                 else:
                     column = partial(_plain_column, isa, fmt, panel, first_row)

@@ -9,6 +9,12 @@ variant, so decode, small batches and prefill agree bit for bit:
     acc     = fma(float(product), scale * x_scale, acc)
     acc     = fma(minimum, x_scale * sum(x_codes), acc)            formats with a minimum
 
+Where scales and minima are those of a block times integer factors, the groups of a block are summed apart:
+
+    part    = fma(float(product) * factor, x_scale, part)
+    least   = fma(minimum_factor, x_scale * sum(x_codes), least)
+    acc     = fma(least, block_minimum, fma(part, block_scale, acc))
+
 Pointers: p0 panels, p1 quantized rows (`QuantizedRow`), p2 out float32, p3 bias float32 (if any),
 p7 scratch of all workers.
 """
@@ -16,16 +22,17 @@ p7 scratch of all workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 
 from tvm import tirx
 
-from airkernels.cpu.activations import GROUP, SHIFT, QuantizedRow
-from airkernels.cpu.dot import CENTRE, centred
+from airkernels.cpu.activations import SHIFT, QuantizedRow
+from airkernels.cpu.decoded import Codes, DecodedPanel, Group, PackedPanel, Step, UnpackedPanel
+from airkernels.cpu.dot import CENTRE
 from airkernels.cpu.isa import PANEL, VectorIsa
-from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
+from airkernels.cpu.panels import Panel, PanelLayout
 from airkernels.cpu.program import (
     Expr,
     Kernel,
@@ -37,12 +44,12 @@ from airkernels.cpu.program import (
     let,
     local,
     loop,
-    splat,
     when,
     zeros,
 )
+from airkernels.cpu.row_tile import RowTile
 from airkernels.formats import BlockFormat
-from airkernels.formats.base import WORD
+from airkernels.formats.base import WORD, SuperBlockFormat
 
 _MOST_PANELS = 4
 _UNPACKED_NBYTES = 512 << 10
@@ -95,96 +102,6 @@ class MatmulShape:
     step: int = 1
 
 
-_Codes = list[tuple[Expr, int]]
-"""The words of a group: four codes a row, and how far they are still shifted to the left."""
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Weights of one group for one vector of rows."""
-
-    index: Expr
-    words: _Codes
-    scale: Expr
-    minimum: Expr | None
-
-
-class PackedSource:
-    """Groups decoded in registers, a few blocks at a time; `for_dot`: with codes as the dot product likes them."""
-
-    def __init__(
-        self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int, for_dot: bool = False
-    ) -> None:
-        self.isa, self.layout, self.panel, self.first_row, self.for_dot = isa, layout, panel, first_row, for_dot
-        self.n_steps = layout.n_blocks // layout.unrolled
-
-    def groups(self, step: Expr) -> Iterator[_Group]:
-        fmt = self.layout.fmt
-        assert isinstance(fmt, BlockFormat)
-        n_groups, n_words = fmt.block // fmt.group, fmt.group // WORD
-        span, unrolled = self.layout.span, self.layout.unrolled
-        for i in range(unrolled):
-            block = step * unrolled + i
-            at, within = (tirx.indexdiv(block, span), tirx.indexmod(block, span)) if unrolled < span else (step, i)
-            reader = PanelReader(self.isa, self.layout, self.panel, at, within, self.first_row)
-            for g in range(n_groups):
-                scale = fmt.scale(reader, g)
-                minimum = fmt.minimum(reader, g) if fmt.has_minimum else None
-                words = [self._codes(reader, g * n_words + w) for w in range(n_words)]
-                yield _Group(block * n_groups + g, words, scale, minimum)
-
-    def _codes(self, reader: PanelReader, word: int) -> tuple[Expr, int]:
-        """Codes and how far they are still shifted to the left."""
-        fmt, dot = self.layout.fmt, self.isa.dot
-        assert isinstance(fmt, BlockFormat)
-        if self.for_dot and dot.is_centred(fmt.code_max):
-            return centred(fmt.codes(reader, word)), 0
-        shift = fmt.code_shift(word)
-        if self.for_dot and dot.takes(fmt.code_max << shift):
-            return fmt.codes_in_place(reader, word), shift
-        return fmt.codes(reader, word), 0
-
-
-class UnpackedPanel:
-    """A decoded panel in scratch: codes uint32 [n_cols/4][16], scales and minima float32 [groups][16]."""
-
-    def __init__(self, isa: VectorIsa, fmt: BlockFormat, n_cols: int, base: Expr, first_row: int) -> None:
-        self.isa, self.fmt, self.first_row = isa, fmt, first_row
-        self.n_steps = n_cols // fmt.group
-        self.codes = Region(base, "uint32")
-        self.floats = Region(base, "float32")
-        self._scales = n_cols // WORD * PANEL
-        self._minima = self._scales + self.n_steps * PANEL
-
-    @staticmethod
-    def nbytes(fmt: BlockFormat, n_cols: int) -> int:
-        """Scratch bytes for one worker."""
-        planes = 2 if fmt.has_minimum else 1
-        return PANEL * (n_cols + 4 * planes * (n_cols // fmt.group))
-
-    def fill(self, source: PackedSource) -> None:
-        n_words = self.fmt.group // WORD
-        with loop(source.n_steps) as step:
-            for group in source.groups(step):
-                at = group.index * PANEL + self.first_row
-                for w, (codes, shift) in enumerate(group.words):
-                    plain = codes >> shift if shift else codes
-                    self.codes.store((group.index * n_words + w) * PANEL + self.first_row, plain)
-                self.floats.store(self._scales + at, group.scale)
-                if group.minimum is not None:
-                    self.floats.store(self._minima + at, group.minimum)
-
-    def groups(self, step: Expr) -> Iterator[_Group]:
-        n_words, lanes = self.fmt.group // WORD, self.isa.lanes
-        at = step * PANEL + self.first_row
-        words = [(self.codes.load((step * n_words + w) * PANEL + self.first_row, lanes), 0) for w in range(n_words)]
-        minimum = self.floats.load(self._minima + at, lanes) if self.fmt.has_minimum else None
-        yield _Group(step, words, self.floats.load(self._scales + at, lanes), minimum)
-
-
-Source = PackedSource | UnpackedPanel
-
-
 @dataclass
 class _Tile:
     """Emits the product of a panel with `n` neighbouring tokens, one vector of rows beside the other."""
@@ -194,73 +111,102 @@ class _Tile:
     shape: MatmulShape
     kernel: Kernel
 
-    def emit(self, sources: Sequence[Source], row: Expr, first_token: Expr, n: int) -> None:
-        """`sources` are the vectors of rows from `row` on."""
+    def emit(self, panels: Sequence[DecodedPanel], row: Expr, first_token: Expr, n: int) -> None:
+        """`panels` are the vectors of rows from `row` on, of one panel."""
         lanes = self.isa.lanes
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * (self.shape.step * layout.nbytes))
-        words, floats = Region(base, "int32"), Region(base, "float32")
         stride = self.shape.step * layout.nbytes // 4
-        n_sums = len(sources) * n
+        rows = RowTile(layout, self.fmt.group, Region(base, "int32"), Region(base, "float32"), stride, n, lanes)
+        n_sums = len(panels) * n
         acc, totals = local("float32", n_sums * lanes), local("int32", n_sums * lanes)
-        for i in range(n_sums):
-            acc.store(i * lanes, zeros("float32", lanes))
-        with loop(sources[0].n_steps) as step:
-            for groups in zip(*(source.groups(step) for source in sources), strict=True):
-                self._group(groups, acc, totals, words, floats, stride, n)
+        part = local("float32", n_sums * lanes) if isinstance(self.fmt, SuperBlockFormat) else None
+        _clear(acc, n_sums, lanes)
+        with loop(panels[0].n_steps) as index:
+            steps = [panel.step(index) for panel in panels]
+            if part is None:
+                self._plain_step(steps, acc, totals, rows)
+            else:
+                self._step_with_factors(steps, acc, part, totals, rows)
         for t in range(n):
-            for v in range(len(sources)):
+            for v in range(len(panels)):
                 value = acc.load((v * n + t) * lanes, lanes)
                 store_row(self.shape, self.kernel, value, first_token + t, row + v * lanes)
 
-    def _group(
-        self,
-        groups: tuple[_Group, ...],
-        acc: Region,
-        totals: Region,
-        words: Region,
-        floats: Region,
-        stride: int,
-        n: int,
+    def _plain_step(self, steps: Sequence[Step], acc: Region, totals: Region, rows: RowTile) -> None:
+        for groups in zip(*(step.groups(0) for step in steps), strict=True):
+            index = groups[0].index
+            self._sum_products(groups, totals, rows)
+            scales = [let(group.scale()) for group in groups]
+            minima = [let(group.minimum()) for group in groups] if self.fmt.has_minimum else None
+            for t in range(rows.n):
+                x_scale = let(rows.scale(t, index))
+                x_sum = None if minima is None else let(rows.scaled_sum(t, index))
+                for v, scale in enumerate(scales):
+                    at = v * rows.n + t
+                    self._multiply_add(acc, at, self._product(totals, at), scale * x_scale)
+                    if minima is not None:
+                        self._multiply_add(acc, at, minima[v], x_sum)
+
+    def _step_with_factors(
+        self, steps: Sequence[Step], acc: Region, part: Region, totals: Region, rows: RowTile
     ) -> None:
-        isa, lanes, index = self.isa, self.isa.lanes, groups[0].index
-        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
-        codes = [[(let(codes), shift) for codes, shift in group.words] for group in groups]
-        starts = [t * stride for t in range(n)]
-        for i, total in enumerate(self._dot(codes, index, words, starts, with_zero_point=True)):
+        """Sum up a block's products, then its minima, each in turns and then scaled at once."""
+        scales, minima = zip(*(step.block for step in steps if step.block is not None), strict=True)
+        with _turns(steps, part, rows) as turn:
+            for groups in zip(*(step.groups(turn) for step in steps), strict=True):
+                self._sum_products(groups, totals, rows)
+                factors = [let(group.scale()) for group in groups]
+                for t in range(rows.n):
+                    x_scale = let(rows.scale(t, groups[0].index))
+                    for v, factor in enumerate(factors):
+                        at = v * rows.n + t
+                        self._multiply_add(part, at, self._product(totals, at) * factor, x_scale)
+        self._add_scaled(acc, part, scales, rows.n)
+        if not self.fmt.has_minimum:
+            return
+        with _turns(steps, part, rows) as turn:
+            for groups in zip(*(step.groups(turn) for step in steps), strict=True):
+                factors = [let(group.minimum()) for group in groups]
+                for t in range(rows.n):
+                    x_sum = let(rows.scaled_sum(t, groups[0].index))
+                    for v, factor in enumerate(factors):
+                        self._multiply_add(part, v * rows.n + t, factor, x_sum)
+        self._add_scaled(acc, part, minima, rows.n)
+
+    def _add_scaled(self, acc: Region, part: Region, scales: Sequence[Expr], n: int) -> None:
+        for v, scale in enumerate(scales):
+            scale = let(scale)
+            for at in range(v * n, (v + 1) * n):
+                self._multiply_add(acc, at, self._load(part, at), scale)
+
+    def _product(self, totals: Region, at: int) -> Expr:
+        return cast(self._load(totals, at), "float32")
+
+    def _load(self, sums: Region, at: int) -> Expr:
+        return sums.load(at * self.isa.lanes, self.isa.lanes)
+
+    def _multiply_add(self, sums: Region, at: int, a: Expr, b: Expr) -> None:
+        sums.store(at * self.isa.lanes, self.isa.fused_multiply_add(a, b, self._load(sums, at)))
+
+    def _sum_products(self, groups: tuple[Group, ...], totals: Region, rows: RowTile) -> None:
+        """Exact integer products of a group with every token."""
+        lanes, index = self.isa.lanes, groups[0].index
+        codes = [[(let(codes), shift) for codes, shift in group.words()] for group in groups]
+        for i, total in enumerate(self._dot(codes, index, rows, [t * rows.stride for t in range(rows.n)], True)):
             totals.store(i * lanes, total)
         if self.shape.digits == 2:
-            self._add_high_digits(codes, index, totals, words, stride, n)
-        scale_index = index if self.fmt.group == GROUP else tirx.indexdiv(index * self.fmt.group, GROUP)
-        scales = [let(group.scale) for group in groups]
-        minima = [None if group.minimum is None else let(group.minimum) for group in groups]
-        for t in range(n):
-            x_scale = let(splat(floats.load(t * stride + layout.scale // 4 + scale_index), lanes))
-            if self.fmt.has_minimum:
-                sums_plane = layout.scaled_sum if self.fmt.group == GROUP else layout.scaled_half_sum
-                x_sum = let(splat(floats.load(t * stride + sums_plane // 4 + index), lanes))
-            for v, (scale, minimum) in enumerate(zip(scales, minima, strict=True)):
-                at = (v * n + t) * lanes
-                value = acc.load(at, lanes)
-                value = isa.fused_multiply_add(cast(totals.load(at, lanes), "float32"), scale * x_scale, value)
-                if minimum is not None:
-                    value = isa.fused_multiply_add(minimum, x_sum, value)
-                acc.store(at, value)
+            self._add_high_digits(codes, index, totals, rows)
 
-    def _add_high_digits(
-        self, codes: list[_Codes], group: Expr, totals: Region, words: Region, stride: int, n: int
-    ) -> None:
+    def _add_high_digits(self, codes: list[Codes], group: Expr, totals: Region, rows: RowTile) -> None:
         """Add what the high digits contribute, where any token of the tile has them: those of the others are 0."""
-        lanes = self.isa.lanes
-        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
-        flag = layout.has_high // 4 + tirx.indexdiv(group * self.fmt.group, GROUP)
-        with when(reduce(or_, [words.load(t * stride + flag) for t in range(n)]) != 0):
-            starts = [t * stride + layout.n // WORD for t in range(n)]
-            for i, total in enumerate(self._dot(codes, group, words, starts)):
-                totals.store(i * lanes, totals.load(i * lanes, lanes) + (total << SHIFT))
+        with when(rows.any_high(group)):
+            starts = [t * rows.stride + rows.layout.n // WORD for t in range(rows.n)]
+            for i, total in enumerate(self._dot(codes, group, rows, starts)):
+                totals.store(i * self.isa.lanes, self._load(totals, i) + (total << SHIFT))
 
     def _dot(
-        self, codes: list[_Codes], group: Expr, words: Region, digits: list[int], with_zero_point: bool = False
+        self, codes: list[Codes], group: Expr, rows: RowTile, digits: list[int], with_zero_point: bool = False
     ) -> list[Expr]:
         """Integer products of a group's codes with the digits that begin at these words, for each vector of rows.
 
@@ -269,15 +215,18 @@ class _Tile:
         dot, lanes, first_word = self.isa.dot, self.isa.lanes, group * (self.fmt.group // WORD)
         shifts = sorted({shift for _codes, shift in codes[0]})
         starts = {(shift, at): zeros("int32", lanes) for shift in shifts for at in digits}
-        if with_zero_point:
-            for at in digits:
-                starts[shifts[0], at] = self._start(words, group, at, shifts[0])
         code_max, is_centred = self.fmt.code_max, dot.is_centred(self.fmt.code_max)
+        zero_point = self.fmt.zero_point - (CENTRE if is_centred else 0)
+        if with_zero_point and zero_point:
+            power = zero_point.bit_length() - 1
+            assert 1 << power == zero_point
+            for t, at in enumerate(digits):
+                starts[shifts[0], at] = let(rows.negative_sum(t, group) << (power + shifts[0]))
         sums = [
             {(shift, at): dot.start(start, code_max << shift, is_centred) for (shift, at), start in starts.items()}
             for _vector in codes
         ]
-        digits_of = {at: dot.digits(words, at + first_word, lanes) for at in digits}
+        digits_of = {at: dot.digits(rows.words, at + first_word, lanes) for at in digits}
         for w in range(len(codes[0])):
             for at in digits:
                 x = digits_of[at](w)
@@ -290,17 +239,22 @@ class _Tile:
             for at in digits
         ]
 
-    def _start(self, words: Region, group: Expr, token: int, code_shift: int) -> Expr:
-        """The zero point's share of a group's integer sum, for codes shifted left by `code_shift`."""
-        lanes = self.isa.lanes
-        zero_point = self.fmt.zero_point - (CENTRE if self.isa.dot.is_centred(self.fmt.code_max) else 0)
-        if zero_point == 0:
-            return zeros("int32", lanes)
-        layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
-        plane = layout.negative_sum if self.fmt.group == GROUP else layout.negative_half_sum
-        shift = zero_point.bit_length() - 1
-        assert 1 << shift == zero_point
-        return let(splat(words.load(token + plane // 4 + group), lanes) << (shift + code_shift))
+
+@contextmanager
+def _turns(steps: Sequence[Step], sums: Region, rows: RowTile) -> Iterator[Expr]:
+    """A loop over the turns of a step, which adds to sums that begin at 0."""
+    _clear(sums, len(steps) * rows.n, rows.lanes)
+    n_turns = steps[0].n_turns
+    if n_turns == 1:
+        yield 0
+    else:
+        with loop(n_turns) as turn:
+            yield turn
+
+
+def _clear(sums: Region, n: int, lanes: int) -> None:
+    for i in range(n):
+        sums.store(i * lanes, zeros("float32", lanes))
 
 
 def _sum_shifted(parts: list[tuple[Expr, int]]) -> Expr:
@@ -349,9 +303,9 @@ def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: Matm
         tile = _Tile(isa, fmt, shape, k)
         first_rows = range(0, PANEL, isa.lanes)
 
-        def packed(index: Expr) -> list[PackedSource]:
+        def packed(index: Expr) -> list[PackedPanel]:
             panel = Panel.at(k.pointers[0], layout, index)
-            return [PackedSource(isa, layout, panel, first_row, for_dot=True) for first_row in first_rows]
+            return [PackedPanel(isa, layout, panel, first_row, for_dot=True) for first_row in first_rows]
 
         def decode_in_registers(size: int) -> None:
             with loop(k.end, k.begin) as index:

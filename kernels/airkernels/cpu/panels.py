@@ -98,6 +98,9 @@ class _UseRecorder:
 
     signed_byte = byte
 
+    def byte_of(self, word: int, index: int) -> int:
+        return 0
+
     def half(self, field: str) -> float:
         return 0.0
 

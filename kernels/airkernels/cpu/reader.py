@@ -49,12 +49,14 @@ class VectorReader:
         return self.once(("narrow", field), lambda: cast(self.load(field, 0), "uint32"))
 
     def byte(self, field: str, index: int) -> Expr:
-        word, byte = divmod(index, 4)
-        return bits((self.word(field, word) >> (8 * byte)) & 0xFF, self._type("int32"))
+        return self.byte_of(self.word(field, index // 4), index % 4)
 
     def signed_byte(self, field: str, index: int) -> Expr:
         word, byte = divmod(index, 4)
         return bits(self.word(field, word) << (24 - 8 * byte), self._type("int32")) >> 24
+
+    def byte_of(self, word: Expr, index: int) -> Expr:
+        return bits((word >> (8 * index)) & 0xFF, self._type("int32"))
 
     def to_float(self, value: Expr) -> Expr:
         return cast(value, "float32")

@@ -32,6 +32,7 @@ EACH = 0x01010101
 LOW_NIBBLES = 0x0F * EACH
 HIGH_NIBBLES = 0xF0 * EACH
 PAIRS = 0x03 * EACH
+SIX_BITS = 0x3F * EACH
 SIGNS = 0x80 * EACH
 
 
@@ -65,6 +66,9 @@ class Reader(Protocol):
 
     def signed_byte(self, field: str, index: int) -> Value:
         """Byte `index` of a four-byte-unit `field` as int32, sign-extended."""
+
+    def byte_of(self, word: Value, index: int) -> Value:
+        """Byte `index` of a uint32 as int32, zero-extended."""
 
     def narrow(self, field: str) -> Value:
         """A one- or two-byte `field` as uint32, zero-extended."""
@@ -217,6 +221,35 @@ class RoundedFormat(BlockFormat):
     def units_of(self, r: Rounder, words: Sequence[Value]) -> list[Value]:
         """The units `qs` of a block, from its codes as words; either may be in vectors of neighbours."""
         raise NotImplementedError
+
+
+class SuperBlockFormat(BlockFormat):
+    """Blocks of many groups, whose scales and minima are those of the block times small integers.
+
+    The products are exact in float32: 11 bits of a half-precision float by 8.
+    """
+
+    def block_scale(self, r: Reader) -> Value:
+        """Scale of the block, float32."""
+        raise NotImplementedError
+
+    def factor(self, r: Reader, group: int) -> Value:
+        """What a group's scale is times that of the block, an integer."""
+        raise NotImplementedError
+
+    def block_minimum(self, r: Reader) -> Value:
+        """Minimum of the block, float32; only if `has_minimum`."""
+        raise NotImplementedError
+
+    def minimum_factor(self, r: Reader, group: int) -> Value:
+        """What a group's minimum is times that of the block, an integer; only if `has_minimum`."""
+        raise NotImplementedError
+
+    def scale(self, r: Reader, group: int) -> Value:
+        return self.block_scale(r) * r.to_float(self.factor(r, group))
+
+    def minimum(self, r: Reader, group: int) -> Value:
+        return self.block_minimum(r) * r.to_float(self.minimum_factor(r, group))
 
 
 class FloatFormat:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from airkernels.formats.base import LOW_NIBBLES, WORD, BlockFormat, Field, Reader, Value
+from airkernels.formats.base import LOW_NIBBLES, WORD, BlockFormat, Field, Reader, SuperBlockFormat, Value
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -41,7 +41,7 @@ class IQ4_NL(_Codebook):
         return r.half("d")
 
 
-class IQ4_XS(_Codebook):
+class IQ4_XS(_Codebook, SuperBlockFormat):
     """Eight groups of 32 with six-bit scales, whose two high bits are apart."""
 
     name = "IQ4_XS"
@@ -51,10 +51,13 @@ class IQ4_XS(_Codebook):
     zero_point = 128
     code_max = 241
 
-    def scale(self, r: Reader, group: int) -> Value:
+    def block_scale(self, r: Reader) -> Value:
+        return r.half("d")
+
+    def factor(self, r: Reader, group: int) -> Value:
         low = (r.word("scales_l", 0) >> (4 * group)) & 15
         high = (r.narrow("scales_h") >> (2 * group)) & 3
-        return r.half("d") * (r.to_float(low | (high << 4)) - 32.0)
+        return r.byte_of(low | (high << 4), 0) - 32
 
 
 class MXFP4(_Codebook):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import gguf.quants
 
-from airkernels.formats.base import EACH, PAIRS, BlockFormat, Field, Places, Reader, Table, Value, run
+from airkernels.formats.base import EACH, PAIRS, Field, Places, Reader, SuperBlockFormat, Table, Value, run
 
 
 def _points(name: str) -> Any:
@@ -43,7 +43,16 @@ def _levels(name: str, shifts: tuple[int, int]) -> Table:
     return _words((levels[:, :4] << shifts[0]) | (levels[:, 4:] << shifts[1]))
 
 
-class _Signed(BlockFormat):
+class _Grid(SuperBlockFormat):
+    """Groups with odd factors, in units of the block's scale."""
+
+    unit: ClassVar[float] = 1.0
+
+    def block_scale(self, r: Reader) -> Value:
+        return r.half("d") * self.unit
+
+
+class _Signed(_Grid):
     """Magnitudes from a grid, and signs apart."""
 
     def with_signs(self, r: Reader, codes: Value, signs: Value, places: Places) -> Value:
@@ -81,6 +90,7 @@ class _Iq2(_Signed):
 
     zero_point = 64
     code_max = 64 + 43
+    unit = 0.125
     _values = tuple(64 + level for level in (8, 25, 43)) + 13 * (0,)
 
     def index(self, r: Reader, point: int) -> Value:
@@ -111,8 +121,8 @@ class IQ2_XXS(_Iq2):
     def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
         return _packed_signs(r, "qs", 2 * (point // 4) + 1), _packed_places(point % 4, half)
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return _odd_scale(r, r.word("qs", 2 * group + 1) >> 28) * 0.125
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd(r.word("qs", 2 * group + 1) >> 28)
 
 
 class IQ2_XS(_Iq2):
@@ -134,8 +144,8 @@ class IQ2_XS(_Iq2):
         all_signs = (word & r.constant(0xFE00FE00)) | eighth
         return r.once((point // 2, "signs"), lambda: all_signs), (first + 13, first + 14, first + 15, first)
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return _odd_scale(r, _nibble(r, "scales", group)) * 0.125
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd(_nibble(r, "scales", group))
 
 
 class IQ2_S(_Iq2):
@@ -158,8 +168,8 @@ class IQ2_S(_Iq2):
     def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
         return r.word("signs", point // 4), run(8 * (point % 4) + 4 * half)
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return _odd_scale(r, _nibble(r, "scales", group)) * 0.125
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd(_nibble(r, "scales", group))
 
 
 class IQ3_XXS(_Signed):
@@ -170,14 +180,15 @@ class IQ3_XXS(_Signed):
     fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 16), Field("signs", 66, 4, 8))
     zero_point = 64
     code_max = 64 + 62
+    unit = 0.25
 
     def codes_in_place(self, r: Reader, word: int) -> Value:
         codes = r.entry(_codes(self.name, self.zero_point), r.byte("qs", word))
         signs = _packed_signs(r, "signs", word // 8)
         return self.with_signs(r, codes, signs, _packed_places(word % 8 // 2, word % 2))
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return _odd_scale(r, r.word("signs", group) >> 28) * 0.25
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd(r.word("signs", group) >> 28)
 
 
 class IQ3_S(_Signed):
@@ -200,11 +211,11 @@ class IQ3_S(_Signed):
         codes = r.entry(_codes(self.name, self.zero_point), r.byte("qs", word) | (high << 8))
         return self.with_signs(r, codes, r.word("signs", word // 8), run(4 * (word % 8)))
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return _odd_scale(r, _nibble(r, "scales", group))
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd(_nibble(r, "scales", group))
 
 
-class _Iq1(BlockFormat):
+class _Iq1(_Grid):
     """Points of eight dimensions with levels -1, 0 and 1, all moved up or down by an eighth.
 
     A code is 16 + 8 * level +- 1.
@@ -212,6 +223,7 @@ class _Iq1(BlockFormat):
 
     zero_point = 16
     code_max = 16 + 8 + 1
+    unit = 0.125
     fields: ClassVar[tuple[Field, ...]]
 
     def index(self, r: Reader, point: int) -> Value:
@@ -244,8 +256,8 @@ class IQ1_S(_Iq1):
     def down(self, r: Reader, point: int) -> tuple[Value, int]:
         return r.word("qh", point // 8), 16 * (point // 4 % 2) + 15
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return _odd_scale(r, (r.word("qh", group // 2) >> (16 * (group % 2) + 12)) & 7) * 0.125
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd((r.word("qh", group // 2) >> (16 * (group % 2) + 12)) & 7)
 
 
 class IQ1_M(_Iq1):
@@ -265,19 +277,19 @@ class IQ1_M(_Iq1):
     def down(self, r: Reader, point: int) -> tuple[Value, int]:
         return r.word("qh", point // 8), 4 * (point % 8) + 3
 
-    def scale(self, r: Reader, group: int) -> Value:
-        small = (r.word("scales", group // 8) >> (16 * (group // 4 % 2) + 3 * (group % 4))) & 7
-        return r.once("d", lambda: self._block_scale(r)) * r.to_float((small << 1) + 1) * 0.125
+    def factor(self, r: Reader, group: int) -> Value:
+        return _odd((r.word("scales", group // 8) >> (16 * (group // 4 % 2) + 3 * (group % 4))) & 7)
 
-    def _block_scale(self, r: Reader) -> Value:
+    def block_scale(self, r: Reader) -> Value:
         first, second = r.word("scales", 0), r.word("scales", 1)
         lower = ((first >> 12) & 0x000F) | ((first >> 24) & 0x00F0)
-        return r.half_of(lower | ((second >> 4) & 0x0F00) | ((second >> 16) & 0xF000))
+        bits = lower | ((second >> 4) & 0x0F00) | ((second >> 16) & 0xF000)
+        return r.once("d", lambda: r.half_of(bits)) * self.unit
 
 
-def _odd_scale(r: Reader, small: Value) -> Value:
-    """d * (2 * small + 1)."""
-    return r.half("d") * r.to_float((small << 1) + 1)
+def _odd(small: Value) -> Value:
+    """2 * small + 1."""
+    return (small << 1) + 1
 
 
 def _nibble(r: Reader, field: str, index: int) -> Value:

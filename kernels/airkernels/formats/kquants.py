@@ -12,15 +12,17 @@ from airkernels.formats.base import (
     HIGH_NIBBLES,
     LOW_NIBBLES,
     PAIRS,
-    BlockFormat,
+    SIX_BITS,
+    WORD,
     Field,
     Reader,
+    SuperBlockFormat,
     Value,
     shifted,
 )
 
 
-class Q2_K(BlockFormat):
+class Q2_K(SuperBlockFormat):
     """Sixteen groups of 16 pairs of bits; a byte of each group holds four bits of scale and four of minimum."""
 
     name = "Q2_K"
@@ -35,14 +37,24 @@ class Q2_K(BlockFormat):
     def code_shift(self, word: int) -> int:
         return 2 * (word % 32 // 8)
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return r.half("d") * r.to_float(r.byte("scales", group) & 15)
+    def block_scale(self, r: Reader) -> Value:
+        return r.half("d")
 
-    def minimum(self, r: Reader, group: int) -> Value:
-        return -(r.half("dmin") * r.to_float(r.byte("scales", group) >> 4))
+    def factor(self, r: Reader, group: int) -> Value:
+        word = group // WORD
+        four = r.once((word, "factors"), lambda: r.word("scales", word) & r.constant(LOW_NIBBLES))
+        return r.byte_of(four, group % WORD)
+
+    def block_minimum(self, r: Reader) -> Value:
+        return -r.half("dmin")
+
+    def minimum_factor(self, r: Reader, group: int) -> Value:
+        word = group // WORD
+        four = r.once((word, "minima"), lambda: (r.word("scales", word) >> 4) & r.constant(LOW_NIBBLES))
+        return r.byte_of(four, group % WORD)
 
 
-class Q3_K(BlockFormat):
+class Q3_K(SuperBlockFormat):
     """Sixteen groups of 16; two low bits and one high bit apart; six-bit scales packed in twelve bytes, offset 32."""
 
     name = "Q3_K"
@@ -57,13 +69,20 @@ class Q3_K(BlockFormat):
         low = (r.word("qs", 8 * half + at) >> (2 * quarter)) & r.constant(PAIRS)
         return low | (shifted(r.word("hmask", at), 2 - (4 * half + quarter)) & r.constant(4 * EACH))
 
-    def scale(self, r: Reader, group: int) -> Value:
-        low = (r.byte("scales", group % 8) >> (4 * (group // 8))) & 15
-        high = (r.byte("scales", 8 + group % 4) >> (2 * (group // 4))) & 3
-        return r.half("d") * r.to_float((low | (high << 4)) - 32)
+    def block_scale(self, r: Reader) -> Value:
+        return r.half("d")
+
+    def factor(self, r: Reader, group: int) -> Value:
+        word = group // WORD
+
+        def four() -> Value:
+            low = (r.word("scales", word % 2) >> (4 * (word // 2))) & r.constant(LOW_NIBBLES)
+            return low | (shifted(r.word("scales", 2), 4 - 2 * word) & r.constant(PAIRS << 4))
+
+        return r.byte_of(r.once((word, "factors"), four), group % WORD) - 32
 
 
-class Q4_K(BlockFormat):
+class Q4_K(SuperBlockFormat):
     """Eight groups of 32 nibbles; six-bit scales and minima packed in twelve bytes."""
 
     name = "Q4_K"
@@ -84,19 +103,29 @@ class Q4_K(BlockFormat):
     def code_shift(self, word: int) -> int:
         return 4 * (word % 16 // 8)
 
-    def scale(self, r: Reader, group: int) -> Value:
-        if group < 4:
-            six_bits = r.byte("scales", group) & 63
-        else:
-            six_bits = (r.byte("scales", group + 4) & 15) | ((r.byte("scales", group - 4) >> 6) << 4)
-        return r.half("d") * r.to_float(six_bits)
+    def block_scale(self, r: Reader) -> Value:
+        return r.half("d")
 
-    def minimum(self, r: Reader, group: int) -> Value:
-        if group < 4:
-            six_bits = r.byte("scales", group + 4) & 63
-        else:
-            six_bits = (r.byte("scales", group + 4) >> 4) | ((r.byte("scales", group) >> 6) << 4)
-        return -(r.half("dmin") * r.to_float(six_bits))
+    def factor(self, r: Reader, group: int) -> Value:
+        return r.byte_of(self._six_bits(r, 0, group // WORD), group % WORD)
+
+    def block_minimum(self, r: Reader) -> Value:
+        return -r.half("dmin")
+
+    def minimum_factor(self, r: Reader, group: int) -> Value:
+        return r.byte_of(self._six_bits(r, 1, group // WORD), group % WORD)
+
+    def _six_bits(self, r: Reader, of: int, word: int) -> Value:
+        """Four factors of scales (0) or minima (1): whole for groups 0 to 3, in two parts for 4 to 7."""
+
+        def four() -> Value:
+            first = r.word("scales", of)
+            if word == 0:
+                return first & r.constant(SIX_BITS)
+            low = (r.word("scales", 2) >> (4 * of)) & r.constant(LOW_NIBBLES)
+            return low | ((first >> 2) & r.constant(PAIRS << 4))
+
+        return r.once((of, word, "six bits"), four)
 
 
 class Q5_K(Q4_K):
@@ -121,7 +150,7 @@ class Q5_K(Q4_K):
         return 0
 
 
-class Q6_K(BlockFormat):
+class Q6_K(SuperBlockFormat):
     """Sixteen groups of 16; four low bits and two high bits apart; signed byte scales."""
 
     name = "Q6_K"
@@ -137,5 +166,8 @@ class Q6_K(BlockFormat):
         high = r.word("qh", 8 * half + at) >> (2 * quarter)
         return (low & r.constant(LOW_NIBBLES)) | ((high & r.constant(PAIRS)) << 4)
 
-    def scale(self, r: Reader, group: int) -> Value:
-        return r.half("d") * r.to_float(r.signed_byte("scales", group))
+    def block_scale(self, r: Reader) -> Value:
+        return r.half("d")
+
+    def factor(self, r: Reader, group: int) -> Value:
+        return r.signed_byte("scales", group)

@@ -38,6 +38,9 @@ class ArrayReader:
     def signed_byte(self, field: str, index: int) -> npt.NDArray[np.int32]:
         return self._units(field).view(np.int8)[:, index].astype(np.int32)
 
+    def byte_of(self, word: Integers, index: int) -> npt.NDArray[np.int32]:
+        return ((word >> (8 * index)) & 0xFF).astype(np.int32)
+
     def narrow(self, field: str) -> npt.NDArray[np.uint32]:
         return self._units(field).view(f"<u{self.fmt.field(field).unit}")[:, 0].astype(np.uint32)
 

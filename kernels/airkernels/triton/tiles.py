@@ -159,10 +159,13 @@ class BlockReader:
         return self._narrow(field).bits(tl.uint16).to(tl.uint32)
 
     def byte(self, field: str, index: int) -> Expr:
-        return ((self.word(field, index // 4) >> 8 * (index % 4)) & 255).bits(tl.int32)
+        return self.byte_of(self.word(field, index // 4), index % 4)
 
     def signed_byte(self, field: str, index: int) -> Expr:
         return (self.word(field, index // 4) << 24 - 8 * (index % 4)).bits(tl.int32) >> 24
+
+    def byte_of(self, word: Expr, index: int) -> Expr:
+        return ((word >> 8 * index) & 255).bits(tl.int32)
 
     def to_float(self, value: Expr) -> Expr:
         return value.to(tl.float32)

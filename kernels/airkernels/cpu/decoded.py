@@ -1,0 +1,236 @@
+"""Panels decoded to codes, scales and minima: in registers as they are used, or once into scratch for many tokens.
+
+Both go along the rows in steps. Formats whose scales are those of a block times integer factors give the factors for
+each group and the block's own scale once, so that products are scaled once a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tvm import tirx
+
+from airkernels.cpu.dot import centred
+from airkernels.cpu.isa import PANEL, VectorIsa
+from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
+from airkernels.cpu.program import Expr, Region, loop
+from airkernels.formats import BlockFormat
+from airkernels.formats.base import WORD, SuperBlockFormat
+
+Codes = list[tuple[Expr, int]]
+"""The words of a group: four codes a row, and how far they are still shifted to the left."""
+
+
+class Group(Protocol):
+    """One group of one vector of rows.
+
+    Attributes
+    ----------
+    index
+        Its number in a row.
+    """
+
+    @property
+    def index(self) -> Expr: ...
+
+    def words(self) -> Codes: ...
+
+    def scale(self) -> Expr:
+        """Its scale, or the factor of it, float32."""
+
+    def minimum(self) -> Expr:
+        """Its minimum, or the factor of it, float32; only for formats with minima."""
+
+
+class Step(Protocol):
+    """What a step along the rows decodes: some groups, or the groups of one block in `n_turns` turns.
+
+    Attributes
+    ----------
+    n_turns
+        How many times to ask for groups.
+    block
+        Scale and minimum (if any) of the block, for formats with factors.
+    """
+
+    @property
+    def n_turns(self) -> int: ...
+
+    @property
+    def block(self) -> tuple[Expr, Expr | None] | None: ...
+
+    def groups(self, turn: Expr) -> Sequence[Group]: ...
+
+
+class PackedPanel:
+    """Groups decoded in registers, a few blocks a step; `for_dot`: with codes as the dot product likes them."""
+
+    def __init__(
+        self, isa: VectorIsa, layout: PanelLayout, panel: Panel, first_row: int, for_dot: bool = False
+    ) -> None:
+        self.isa, self.layout, self.panel, self.first_row, self.for_dot = isa, layout, panel, first_row, for_dot
+        self.n_steps = layout.n_blocks // layout.unrolled
+
+    @property
+    def fmt(self) -> BlockFormat:
+        assert isinstance(self.layout.fmt, BlockFormat)
+        return self.layout.fmt
+
+    def step(self, index: Expr) -> _PackedStep:
+        span, unrolled = self.layout.span, self.layout.unrolled
+        blocks = []
+        for i in range(unrolled):
+            block = index * unrolled + i
+            at, within = (tirx.indexdiv(block, span), tirx.indexmod(block, span)) if unrolled < span else (index, i)
+            blocks.append((block, PanelReader(self.isa, self.layout, self.panel, at, within, self.first_row)))
+        return _PackedStep(self, blocks)
+
+
+@dataclass(frozen=True)
+class _PackedStep:
+    panel: PackedPanel
+    blocks: list[tuple[Expr, PanelReader]]
+    n_turns = 1
+
+    @property
+    def block(self) -> tuple[Expr, Expr | None] | None:
+        fmt = self.panel.fmt
+        if not isinstance(fmt, SuperBlockFormat):
+            return None
+        [(_index, reader)] = self.blocks
+        return fmt.block_scale(reader), fmt.block_minimum(reader) if fmt.has_minimum else None
+
+    def groups(self, turn: Expr) -> Sequence[Group]:
+        n = self.panel.fmt.block // self.panel.fmt.group
+        return [_PackedGroup(block * n + g, self.panel, reader, g) for block, reader in self.blocks for g in range(n)]
+
+
+@dataclass(frozen=True)
+class _PackedGroup:
+    index: Expr
+    panel: PackedPanel
+    reader: PanelReader
+    number: int
+
+    def words(self) -> Codes:
+        n_words = self.panel.fmt.group // WORD
+        return [self._codes(self.number * n_words + w) for w in range(n_words)]
+
+    def _codes(self, word: int) -> tuple[Expr, int]:
+        fmt, dot = self.panel.fmt, self.panel.isa.dot
+        if self.panel.for_dot and dot.is_centred(fmt.code_max):
+            return centred(fmt.codes(self.reader, word)), 0
+        shift = fmt.code_shift(word)
+        if self.panel.for_dot and dot.takes(fmt.code_max << shift):
+            return fmt.codes_in_place(self.reader, word), shift
+        return fmt.codes(self.reader, word), 0
+
+    def scale(self) -> Expr:
+        fmt = self.panel.fmt
+        if isinstance(fmt, SuperBlockFormat):
+            return self.reader.to_float(fmt.factor(self.reader, self.number))
+        return fmt.scale(self.reader, self.number)
+
+    def minimum(self) -> Expr:
+        fmt = self.panel.fmt
+        if isinstance(fmt, SuperBlockFormat):
+            return self.reader.to_float(fmt.minimum_factor(self.reader, self.number))
+        return fmt.minimum(self.reader, self.number)
+
+
+class UnpackedPanel:
+    """A panel decoded into scratch.
+
+    Codes uint32 [n_cols/4][16]; scales and minima of groups, or their factors, float32 [groups][16]; with factors,
+    those of blocks, float32 [blocks][16].
+    """
+
+    def __init__(self, isa: VectorIsa, fmt: BlockFormat, n_cols: int, base: Expr, first_row: int) -> None:
+        self.isa, self.fmt, self.first_row = isa, fmt, first_row
+        self.n_steps = n_cols // (fmt.block if isinstance(fmt, SuperBlockFormat) else fmt.group)
+        self.codes = Region(base, "uint32")
+        self.floats = Region(base, "float32")
+        n_groups = n_cols // fmt.group
+        self.scales = n_cols // WORD * PANEL
+        self.minima = self.scales + n_groups * PANEL
+        self.block_scales = self.minima + (n_groups * PANEL if fmt.has_minimum else 0)
+        self.block_minima = self.block_scales + self.n_steps * PANEL
+
+    @staticmethod
+    def nbytes(fmt: BlockFormat, n_cols: int) -> int:
+        """Scratch bytes for one worker."""
+        planes = 2 if fmt.has_minimum else 1
+        n_blocks = n_cols // fmt.block if isinstance(fmt, SuperBlockFormat) else 0
+        return PANEL * (n_cols + 4 * planes * (n_cols // fmt.group + n_blocks))
+
+    def fill(self, source: PackedPanel) -> None:
+        with loop(source.n_steps) as index:
+            step = source.step(index)
+            for group in step.groups(0):
+                words = group.words()
+                for w, (codes, shift) in enumerate(words):
+                    plain = codes >> shift if shift else codes
+                    self.codes.store((group.index * len(words) + w) * PANEL + self.first_row, plain)
+                self._store(self.scales, group.index, group.scale())
+                if self.fmt.has_minimum:
+                    self._store(self.minima, group.index, group.minimum())
+            if step.block is not None:
+                scale, minimum = step.block
+                self._store(self.block_scales, index, scale)
+                if minimum is not None:
+                    self._store(self.block_minima, index, minimum)
+
+    def _store(self, plane: int, index: Expr, value: Expr) -> None:
+        self.floats.store(plane + index * PANEL + self.first_row, value)
+
+    def load(self, plane: int, index: Expr) -> Expr:
+        return self.floats.load(plane + index * PANEL + self.first_row, self.isa.lanes)
+
+    def step(self, index: Expr) -> _UnpackedStep:
+        return _UnpackedStep(self, index)
+
+
+@dataclass(frozen=True)
+class _UnpackedStep:
+    """A group, or a block of them in as many turns."""
+
+    panel: UnpackedPanel
+    index: Expr
+
+    @property
+    def n_turns(self) -> int:
+        fmt = self.panel.fmt
+        return fmt.block // fmt.group if isinstance(fmt, SuperBlockFormat) else 1
+
+    @property
+    def block(self) -> tuple[Expr, Expr | None] | None:
+        panel = self.panel
+        if not isinstance(panel.fmt, SuperBlockFormat):
+            return None
+        minimum = panel.load(panel.block_minima, self.index) if panel.fmt.has_minimum else None
+        return panel.load(panel.block_scales, self.index), minimum
+
+    def groups(self, turn: Expr) -> Sequence[Group]:
+        return [_UnpackedGroup(self.index * self.n_turns + turn, self.panel)]
+
+
+@dataclass(frozen=True)
+class _UnpackedGroup:
+    index: Expr
+    panel: UnpackedPanel
+
+    def words(self) -> Codes:
+        panel, n_words = self.panel, self.panel.fmt.group // WORD
+        places = [(self.index * n_words + w) * PANEL + panel.first_row for w in range(n_words)]
+        return [(panel.codes.load(at, panel.isa.lanes), 0) for at in places]
+
+    def scale(self) -> Expr:
+        return self.panel.load(self.panel.scales, self.index)
+
+    def minimum(self) -> Expr:
+        return self.panel.load(self.panel.minima, self.index)
+
+
+DecodedPanel = PackedPanel | UnpackedPanel
