@@ -57,7 +57,7 @@ def some_manifest(rng: random.Random) -> bytes:
         places = [document, document.get("plan"), weights, *(weights if isinstance(weights, list) else [])]
         where: Any = rng.choice(places)
         if isinstance(where, list):
-            where.append(copy.deepcopy(where[0]) if where and rng.random() < 0.5 else rng.choice(VALUES))
+            where.append(copy.deepcopy(where[0] if where and rng.random() < 0.5 else rng.choice(VALUES)))
         elif isinstance(where, dict) and where:
             key = rng.choice(sorted(where))
             if rng.random() < 0.2:
@@ -122,7 +122,7 @@ def run_case(data: bytes) -> str:
         folder = Path(name)
         out = folder / "a" / "out"
         (folder / "case").write_bytes(data)
-        start = time.perf_counter()
+        start = time.process_time()
         outcome = "accepted"
         try:
             verify_package(folder / "case", out)
@@ -133,7 +133,7 @@ def run_case(data: bytes) -> str:
             assert not (out / MANIFEST).exists()
         else:
             check(folder, out)
-        assert time.perf_counter() - start < SECONDS_PER_CASE, "slow"
+        assert time.process_time() - start < SECONDS_PER_CASE, "slow"
         assert {path.name for path in folder.iterdir()} <= {"case", "a"}
         assert not (folder / "a").exists() or [path.name for path in (folder / "a").iterdir()] == ["out"]
         return outcome
