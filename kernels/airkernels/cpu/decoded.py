@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tvm import tirx
 
+from airkernels.cpu.byte_shifts import with_byte_shifts
 from airkernels.cpu.dot import centred
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
@@ -121,11 +122,14 @@ class _PackedGroup:
     def _codes(self, word: int) -> tuple[Expr, int]:
         fmt, dot = self.panel.fmt, self.panel.isa.dot
         if self.panel.for_dot and dot.is_centred(fmt.code_max):
-            return centred(fmt.codes(self.reader, word)), 0
+            return centred(self._plain(fmt.codes(self.reader, word))), 0
         shift = fmt.code_shift(word)
         if self.panel.for_dot and dot.takes(fmt.code_max << shift):
-            return fmt.codes_in_place(self.reader, word), shift
-        return fmt.codes(self.reader, word), 0
+            return self._plain(fmt.codes_in_place(self.reader, word)), shift
+        return self._plain(fmt.codes(self.reader, word)), 0
+
+    def _plain(self, codes: Expr) -> Expr:
+        return with_byte_shifts(codes) if self.panel.isa.shifts_bytes else codes
 
     def scale(self) -> Expr:
         fmt = self.panel.fmt

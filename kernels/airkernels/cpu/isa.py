@@ -55,6 +55,11 @@ class VectorIsa:
     half: bool
     prefetch: int = 0
 
+    @property
+    def shifts_bytes(self) -> bool:
+        """Whether there are shifts of bytes."""
+        return self.arch == "aarch64"
+
     def fused_multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         """a * b + c, element by element, float32."""
         if not self.fma:
@@ -70,7 +75,7 @@ X86_64_V3_VNNI = VectorIsa("x86-64-v3+avxvnni", "x86_64", "x86-64-v3", ("+avxvnn
 X86_64_V4 = VectorIsa("x86-64-v4", "x86_64", "x86-64-v4", ("+avx512vnni",), 16, 32, Vpdpbusd(), True, True)
 
 # A vector is four registers, a panel: the compiler splits what is done to it, and a row of a panel is read whole. Sums
-# of vectors are then also taken in the order of AVX-512, so that both give the same bits.
+# of vectors are then also taken in the order of AVX-512.
 _NEON = ("+neon",)
 ARMV8 = VectorIsa("armv8-a", "aarch64", "generic", _NEON, 16, 8, Smlal(), True, True)
 ARMV8_DOTPROD = VectorIsa("armv8-a+dotprod", "aarch64", "generic", (*_NEON, "+dotprod"), 16, 8, Sdot(), True, True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import tvm
 from tvm import tirx
 
+from airkernels.cpu.byte_shifts import with_byte_shifts
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, Region, bits, cast, const, join, let, llvm, registers, splat, zeros
 from airkernels.cpu.vectors import half_to_float
@@ -85,7 +86,7 @@ class VectorReader:
             table = bits(tirx.Shuffle([const(word, "uint32") for word in words], _numbers(4)), "int8x16")
             found = [
                 bits(llvm("int8x16", "llvm.aarch64.neon.tbl1.v16i8", table, bits(each, "int8x16")), "uint32x4")
-                for each in registers(indices)
+                for each in registers(with_byte_shifts(indices))
             ]
             return join(found)
         table = tirx.Shuffle([const(words[lane % 4], "uint32") for lane in range(self.lanes)], _numbers(self.lanes))
