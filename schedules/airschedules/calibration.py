@@ -54,6 +54,8 @@ class Calibration:
         Multiplications per second of a product with many tokens, likewise.
     element_decode, element_prefill
         Seconds per element and token of the other kernels, by operation; of attention per element, head and cell.
+    other
+        Rates of another maker's processors, for what is not among these.
     """
 
     machine: str
@@ -62,17 +64,18 @@ class Calibration:
     prefill: dict[str, float]
     element_decode: dict[str, float]
     element_prefill: dict[str, float]
+    other: Calibration | None = None
 
     def product(self, phase: str, weights: str, digits: int) -> Rate:
         """Rate of a product.
 
         One that was not measured decodes and multiplies as many weights per second as those whose formats are
-        described in the same way (`airkernels.formats`: K-quants, codebooks, grids, ...), where one was measured with
-        such activations; else as all integer formats do.
+        described in the same way (`airkernels.formats`: K-quants, codebooks, grids, ...). Where there is none, what was
+        measured on processors of another maker counts, and after that all integer formats, or all of floats.
         """
-        table = self.decode if phase == "decode" else self.prefill
+        table, key = getattr(self, phase), f"{weights}/{ACTIVATIONS[digits]}"
         try:
-            return Rate(table[f"{weights}/{ACTIVATIONS[digits]}"], True)
+            return Rate(table[key], True)
         except KeyError:
             pass
 
@@ -82,13 +85,16 @@ class Calibration:
 
         found: dict[str, float] = {}
         for activations in (ACTIVATIONS[digits], "q16", "q8", "f32"):
-            for key, rate in table.items():
-                name, _, its = key.partition("/")
+            for each, rate in table.items():
+                name, _, its = each.partition("/")
                 if its == activations and isinstance(FORMATS[name], FloatFormat) == (weights in _FLOATS):
                     found.setdefault(name, rate * weights_per_unit(name))
             if found:
                 break
-        akin = [rate for name, rate in found.items() if _kind(name) == _kind(weights)] or list(found.values())
+        akin = [rate for name, rate in found.items() if _kind(name) == _kind(weights)]
+        if not akin and self.other is not None and key in getattr(self.other, phase):
+            return Rate(getattr(self.other, phase)[key], False)
+        akin = akin or list(found.values())
         return Rate(geometric_mean(akin) / weights_per_unit(weights), False)
 
     def element(self, phase: str, op: str) -> Rate:
@@ -110,8 +116,11 @@ def _kind(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def load_calibration(isa: str, maker: str = "", path: Path = _FILE) -> Calibration | None:
-    """The rates of an instruction set, of processors of `maker` if they were measured; None if it never was."""
+    """The rates of an instruction set, first those of processors of `maker`; None if it never was measured."""
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     names = [name for name in tables if name.partition("/")[0] == isa]
     names.sort(key=lambda name: name.partition("/")[2] != maker)
-    return Calibration(**tables[names[0]]) if names else None
+    found = None
+    for name in reversed(names):
+        found = Calibration(**tables[name], other=found)
+    return found

@@ -162,7 +162,7 @@ def test_every_kernel_has_a_rate(isa: str, form: str, activations: str) -> None:
 def test_calibrations_are_plausible(isa: str) -> None:
     found = load_calibration(isa)
     assert found is not None and found.machine
-    assert set(found.decode) == set(found.prefill) >= {"F32/f32", "Q4_0/q8", "Q4_K/q8", "Q6_K/f32"}
+    assert set(found.decode) == set(found.prefill) >= {"Q4_0/q8", "Q4_1/q8", "Q8_0/q8", "Q4_K/q8", "Q4_K/f32"}
     # between a slow and an absurd core
     assert all(1e8 < rate < 1e12 for rate in [*found.decode.values(), *found.prefill.values()])
     assert found.element_decode.keys() == found.element_prefill.keys()
@@ -181,6 +181,14 @@ def test_the_makers_own_calibration_is_taken_if_there_is_one(tmp_path: Path) -> 
         found = load_calibration("v4", maker, path)
         assert found is not None and found.machine == expected
     assert load_calibration("v3", "A", path) is None
+
+
+def test_what_one_maker_lacks_is_taken_from_another() -> None:
+    other = Calibration("other", 0.0, {"F32/f32": 4e9}, {"F32/f32": 5e9}, {}, {})
+    found = Calibration("own", 0.0, {"Q4_K/q16": 9e9}, {"Q4_K/q16": 8e9}, {}, {}, other)
+    assert found.product("decode", "F32", 0) == (4e9, False)
+    assert found.product("prefill", "Q5_K", 2) == (pytest.approx(8e9), False)
+    assert found.product("prefill", "Q8_0", 2) == (pytest.approx(8e9), False)
 
 
 @pytest.mark.parametrize("isa", CALIBRATED)

@@ -14,7 +14,7 @@ from airschedules.records import STORE, MatmulTask, Record, add_records, find_re
 from airschedules.rules import schedule_matmul, untuned
 from airschedules.tuner import candidates, tune_matmuls
 
-COMMON = [(fmt, n_cols) for fmt in ("Q4_0", "Q4_1") for n_cols in (576, 1536, 2048, 4096, 8192, 14336)]
+COMMON = [(fmt, n_cols) for fmt in ("Q4_0", "Q4_1", "Q8_0") for n_cols in (576, 1536, 2048, 4096, 8192, 14336)]
 
 
 @pytest.fixture(autouse=True)
