@@ -91,7 +91,7 @@ def defines(**values: object) -> list[str]:
 def build_ours(fmt: BlockFormat, level: str, tokens: int, folder: Path) -> Path:
     isa = ISAS[level]
     shape = MatmulShape(8 * PANEL, COLUMNS, 8 * PANEL, digits=2)
-    task = MatmulTask(fmt.name, shape.n_rows, COLUMNS, "decode" if tokens == 1 else "prefill", 2)
+    task = MatmulTask(fmt.name, COLUMNS, "decode" if tokens == 1 else "prefill", 2)
     kernel = matmul_int("product", isa, fmt, shape, schedule_matmul(task, isa).schedule)
     compile_kernels({"product": kernel}, isa).write_to_file(str(folder / "product.o"))
     (folder / "ours.c").write_text(OUR_MAIN)
