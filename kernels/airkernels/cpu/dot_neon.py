@@ -48,29 +48,17 @@ class Sdot:
         return _spread_digits(words, first)
 
     def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
-        return _FourProducts(initial, "llvm.aarch64.neon.sdot.v4i32.v16i8")
-
-
-@dataclass(frozen=True)
-class Usdot(Sdot):
-    """The matrix extension, which also has products of unsigned codes and signed digits: codes may stay in place."""
-
-    def takes(self, code_max: int) -> bool:
-        return True
-
-    def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
-        kind = "sdot" if is_centred else "usdot"
-        return _FourProducts(initial, f"llvm.aarch64.neon.{kind}.v4i32.v16i8")
+        return _FourProducts(initial)
 
 
 class _FourProducts:
-    def __init__(self, initial: Expr, instruction: str) -> None:
-        self._parts, self._instruction = registers(initial), instruction
+    def __init__(self, initial: Expr) -> None:
+        self._parts = registers(initial)
 
     def add(self, codes: Expr, digits: Expr) -> None:
         digits = bits(digits, "int8x16")
         self._parts = [
-            let(llvm("int32x4", self._instruction, part, bits(each, "int8x16"), digits))
+            let(llvm("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", part, bits(each, "int8x16"), digits))
             for part, each in zip(self._parts, registers(codes), strict=True)
         ]
 

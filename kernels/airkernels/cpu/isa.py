@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from airkernels.cpu.dot import Dot, Pmaddubsw, Vpdpbusd
-from airkernels.cpu.dot_neon import Sdot, Smlal, Usdot
+from airkernels.cpu.dot_neon import Sdot, Smlal
 from airkernels.cpu.program import Expr, lanes_of, llvm
 
 PANEL = 16
@@ -79,6 +79,6 @@ X86_64_V4 = VectorIsa("x86-64-v4", "x86_64", "x86-64-v4", ("+avx512vnni",), 16, 
 _NEON = ("+neon",)
 ARMV8 = VectorIsa("armv8-a", "aarch64", "generic", _NEON, 16, 8, Smlal(), True, True)
 ARMV8_DOTPROD = VectorIsa("armv8-a+dotprod", "aarch64", "generic", (*_NEON, "+dotprod"), 16, 8, Sdot(), True, True)
-ARMV8_I8MM = VectorIsa("armv8-a+i8mm", "aarch64", "generic", (*_NEON, "+dotprod", "+i8mm"), 16, 8, Usdot(), True, True)
+ARMV8_I8MM = VectorIsa("armv8-a+i8mm", "aarch64", "generic", (*_NEON, "+dotprod", "+i8mm"), 16, 8, Sdot(), True, True)
 
 ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4, ARMV8, ARMV8_DOTPROD, ARMV8_I8MM)}
