@@ -17,7 +17,8 @@ from airrun.commands.options import OptionParser
 from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
 from airrun.ledger import MAX_THREADS, sizes_of
 from airrun.machine.probe import probe
-from airrun.machine.profile import Profile, parse_bytes
+from airrun.machine.profile import Profile, Tier, parse_bytes
+from airrun.plan.device import DeviceTarget
 from airrun.plan.signature import make_signature
 from airrun.predict import predict
 from airschedules.targets import HOST, load_target
@@ -55,6 +56,9 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("--ram", type=_nbytes, metavar="BYTES",
                         help="memory that a process running the plan may take, such as 1500MiB; weights that do not "
                         "fit are streamed from their file (default: what is available there)")  # fmt: skip
+    parser.add_argument("--vram", type=_nbytes, metavar="BYTES",
+                        help="the same of a GPU's memory; weights that do not fit cross the bus in every step "
+                        "(default: what is free there)")  # fmt: skip
     parser.add_argument("--sign", type=Path, metavar="KEY.pem",
                         help="sign the plan by an ed25519 private key, for airrun --require-signature")  # fmt: skip
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the program after each phase to DIR")
@@ -109,6 +113,8 @@ def run(args: Namespace) -> int:
     require_compiler(_COMPILER)
     if gpus:
         require_compiler(("triton",), "compile-cuda")
+    elif args.vram is not None:
+        raise UsageError(f"--vram: target {profile.name} has no GPU")
     from aircompile.pipeline import BuildOptions, build
     from aircompile.progress import reporting
 
@@ -120,6 +126,7 @@ def run(args: Namespace) -> int:
         kv_type=args.kv_type,
         tune=args.tune,
         ram=args.ram,
+        vram=args.vram,
         debug_dump=args.debug_dump,
         gpus=gpus,
         sign=args.sign,
@@ -131,9 +138,9 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def load_targets(names: str) -> tuple[Profile, tuple[str, ...]]:
-    """The profile of a target, and the architectures of its GPU; or of several, separated by commas: the plan then runs
-    on each of their GPUs, and is planned for the first.
+def load_targets(names: str) -> tuple[Profile, tuple[DeviceTarget, ...]]:
+    """The profile of a target, and its GPU; or of several, separated by commas: the plan then runs on each of their
+    GPUs, and is planned for the first.
 
     Raises
     ------
@@ -141,14 +148,19 @@ def load_targets(names: str) -> tuple[Profile, tuple[str, ...]]:
         An unknown target, or several of which one has no GPU.
     """
     profiles = [load_target(name) for name in names.split(",")]
-    archs = dict.fromkeys(profile.gpu.arch for profile in profiles if profile.gpu is not None)
+    gpus = tuple(_gpu(profile, profile.gpu.arch) for profile in profiles if profile.gpu is not None)
     if len(profiles) == 1:
-        return profiles[0], tuple(archs)
+        return profiles[0], gpus
     for profile in profiles:
         if profile.gpu is None:
             raise UsageError(f"target {profile.name} has no GPU: only targets that have one can share a plan")
     name = "+".join(dict.fromkeys(profile.name for profile in profiles))
-    return replace(profiles[0], name=name), tuple(archs)
+    return replace(profiles[0], name=name), tuple(dict.fromkeys(gpus))
+
+
+def _gpu(profile: Profile, arch: str) -> DeviceTarget:
+    vram, bus = profile.tiers.vram or Tier(), profile.tiers.bus or Tier()
+    return DeviceTarget(profile.name, arch, vram.size, float(vram.bandwidth), float(bus.bandwidth))
 
 
 def check_model(path: Path) -> None:

@@ -19,11 +19,13 @@ from aircompile.passes.options import Activations, PassOptions
 from airkernels.cpu.isa import ISAS, VectorIsa
 from airrun import __version__
 from airrun.built_here import remember_plan
+from airrun.cuda.sizes import device_sizes
 from airrun.errors import UsageError
 from airrun.ledger import sizes_of
 from airrun.machine.profile import Profile
 from airrun.paths import remember_weights
 from airrun.plan.container import content_digest, sign_plan, write_plan
+from airrun.plan.device import DeviceTarget
 from airrun.plan.schema import Choice, Plan, Segment
 from airrun.tokenizer.metadata import spec_from_metadata
 from airrun.tokenizer.wire import spec_to_bytes
@@ -56,7 +58,9 @@ class BuildOptions:
     debug_dump
         Folder for the graph after every phase.
     gpus
-        Architectures of GPUs that the plan carries code for, beside that for the processor.
+        GPUs that the plan carries code for, beside that for the processor.
+    vram
+        Bytes of a GPU's memory that a run may take by default; None leaves it to the machine.
     sign
         Private key (PEM) that signs the plan; None leaves it unsigned.
     """
@@ -69,7 +73,8 @@ class BuildOptions:
     tune: str = "none"
     ram: int | None = None
     debug_dump: Path | None = None
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[DeviceTarget, ...] = ()
+    vram: int | None = None
     sign: Path | None = None
 
 
@@ -173,7 +178,9 @@ def with_gpus(
     from aircompile.gpu.assemble import build_for_devices
 
     exact = options.activations == "f32"
-    added = build_for_devices(graph, caches, exact, options.gpus, len(plan.segments), progress)
+    added = build_for_devices(graph, caches, exact, options.gpus, len(plan.segments), options.vram or 0, progress)
+    if options.vram is not None:
+        device_sizes(plan, added.plan, vram=options.vram, ram=options.ram)
     places = tuple(Segment(name, 0, 0) for name in added.names)
     return replace(plan, segments=plan.segments + places), [*segments, *added.contents]
 

@@ -25,14 +25,21 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class DeviceSegments:
-    """Segments to be added to a plan: names, and what they hold."""
+    """The GPU's part of a plan, and the segments that hold it: names, and contents."""
 
+    plan: device.DevicePlan
     names: tuple[str, ...]
     contents: tuple[bytes, ...]
 
 
 def build_for_devices(
-    graph: Graph, caches: Caches, exact: bool, archs: Sequence[str], first_segment: int, progress: Progress
+    graph: Graph,
+    caches: Caches,
+    exact: bool,
+    targets: Sequence[device.DeviceTarget],
+    first_segment: int,
+    vram: int,
+    progress: Progress,
 ) -> DeviceSegments:
     """Lower, compile and assemble the GPU's part.
 
@@ -40,22 +47,25 @@ def build_for_devices(
     ----------
     exact
         Whether batches keep float32 precision where activations are floats.
-    archs
-        Architectures to carry machine code for.
+    targets
+        What to carry machine code for.
     first_segment
         Number of the segment that the index becomes.
+    vram
+        Bytes of a device's memory that a run may take by default, 0 for what is free.
     """
     lowered = lower_for_device(graph, caches, exact)
     tables = _Tables(graph, lowered)
     contents, libraries = [], []
+    archs = list(dict.fromkeys(target.arch for target in targets))
     for i, arch in enumerate(archs):
         binaries = compile_binaries(tables.specs, arch, progress)
         library, code = _library(tables, arch, binaries, first_segment + 1 + i)
         libraries.append(library)
         contents.append(code)
-    index = device.DEVICE_CODEC.dumps(tables.plan(libraries))
+    plan = tables.plan(libraries, targets, vram)
     names = (DEVICE_SEGMENT, *(f"{DEVICE_SEGMENT}.{arch}" for arch in archs))
-    return DeviceSegments(names, (index, *contents))
+    return DeviceSegments(plan, names, (device.DEVICE_CODEC.dumps(plan), *contents))
 
 
 class _Tables:
@@ -87,7 +97,9 @@ class _Tables:
         self._buffers[phase, name] = len(self._placed)
         self._placed.append(schema.Buffer(f"{phase}.{name}", placement.offset, placement.nbytes))
 
-    def plan(self, libraries: Sequence[device.DeviceLibrary]) -> device.DevicePlan:
+    def plan(
+        self, libraries: Sequence[device.DeviceLibrary], targets: Sequence[device.DeviceTarget], vram: int
+    ) -> device.DevicePlan:
         output = self._graph.outputs[0]
         return device.DevicePlan(
             format_version=device.DEVICE_FORMAT_VERSION,
@@ -105,6 +117,8 @@ class _Tables:
                 for phase, low in self._lowered.items()
             ),
             greedy=tuple(self._launch(DECODE, call) for call in self.greedy),
+            targets=tuple(targets),
+            vram_nbytes=vram,
         )
 
     def _hidden(self, phase: str, low: DeviceLowering) -> int:

@@ -89,6 +89,7 @@ class Engine:
         ctx_size: int | None = None,
         parallel: int = 1,
         ram: int | str | None = None,
+        vram: int | str | None = None,
         load_mode: LoadMode = "auto",
         device: str = "auto",
         require_signature: Sequence[str | Path] = (),
@@ -110,6 +111,9 @@ class Engine:
         ram
             Bytes that the process may take, also as ``"1500MiB"``: weights that do not fit are streamed from their file
             in every step. By default what the plan was built for, else what is available now.
+        vram
+            The same of a GPU's memory: weights that do not fit stay in the host's, as far as `ram` goes, and cross the
+            bus in every step.
         load_mode
             How weights are read: 'direct' (past the page cache), 'buffered', 'mmap', or 'auto': mapped if everything
             fits, else direct where the file system has that, else buffered.
@@ -136,17 +140,16 @@ class Engine:
             require_one_of(loaded, require_signature)
         given = [] if model is None else [model] if isinstance(model, str | Path) else list(model)
         paths = locate(loaded.plan, loaded.path, [Path(p) for p in given])
+        ram, vram = _nbytes(ram), _nbytes(vram)
         if device == "cuda" or (device == "auto" and has_device_plan(loaded.plan)):
             from airrun.cuda.engine import cuda_engine
 
-            engine = cuda_engine(loaded, paths, device, ctx_size=ctx_size, parallel=parallel)
+            engine = cuda_engine(
+                loaded, paths, device, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, load_mode=load_mode
+            )
             if engine is not None:
                 return engine
         require(loaded)
-        if isinstance(ram, str):
-            from airrun.machine.profile import parse_bytes
-
-            ram = parse_bytes(ram)
         sizes = sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel, ram=ram)
         return cls(loaded, paths, sizes, load_mode)
 
@@ -260,3 +263,11 @@ class Engine:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _nbytes(quantity: int | str | None) -> int | None:
+    if not isinstance(quantity, str):
+        return quantity
+    from airrun.machine.profile import parse_bytes
+
+    return parse_bytes(quantity)

@@ -25,7 +25,7 @@ from aircompile.pipeline import BuildOptions, build
 from airrun import Engine, GenerateConfig
 from airrun.errors import AirError
 from airrun.machine.profile import Gpu
-from airrun.plan.device import DEVICE_CODEC
+from airrun.plan.device import DEVICE_CODEC, DeviceTarget
 
 PROMPT = [1, 40, 77, 5, 200]
 
@@ -55,9 +55,8 @@ def build_plan(factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch, activ
     out = factory.mktemp("gpu") / "tiny.gpu.plan.bin"
     profile = measured_host()
     profile = replace(profile, gpu=Gpu("sm_90"), cpu=replace(profile.cpu, isa=profile.cpu.isa[:1]))
-    build(
-        home / "tiny.gguf", out, BuildOptions(profile, ctx_size=128, activations=activations, gpus=("sm_90", "sm_86"))
-    )
+    gpus = tuple(DeviceTarget(name, arch, 1 << 30, 1e12, 2e10) for name, arch in (("a", "sm_90"), ("b", "sm_86")))
+    build(home / "tiny.gguf", out, BuildOptions(profile, ctx_size=128, activations=activations, gpus=gpus))
     return out
 
 
@@ -117,7 +116,8 @@ def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None
     for _name, rewrite in PASSES:
         graph = rewrite(graph, options)
     caches = plan_caches(graph, "f32" if exact else "f16", 128)
-    segments = assemble.build_for_devices(graph, caches, exact, ["sm_90"], 0, print)
+    target = DeviceTarget("a", "sm_90", 0, 0.0, 0.0)
+    segments = assemble.build_for_devices(graph, caches, exact, [target], 0, 0, print)
     device = DEVICE_CODEC.loads(segments.contents[0])
     for step in [*(step for program in device.programs for step in program.steps), *device.greedy]:
         binary = device.libraries[0].binaries[step.kernel]
@@ -145,7 +145,7 @@ def test_memory_is_zeroed_on_request(plan: Path) -> None:
 
 def test_too_little_memory(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeDevice, "memory", 1 << 20)
-    with pytest.raises(AirError, match=r"Fake has 0\.00 GiB of memory free, and this plan needs .* GiB"):
+    with pytest.raises(AirError, match=r"0 MiB of the GPU's memory are not enough .* that works is \d+ MiB"):
         open_on(plan, "auto")
 
 

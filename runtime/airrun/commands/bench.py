@@ -24,7 +24,7 @@ from airrun.replay.native import Call, pack_calls
 if TYPE_CHECKING:
     from airrun.engine import Engine
 
-_RUN_OPTIONS = ("threads", "ctx_size", "ram", "load_mode", "device", "require_signature")
+_RUN_OPTIONS = ("threads", "ctx_size", "ram", "vram", "load_mode", "device", "require_signature")
 _FIRST_PROMPT, _FIRST_TOKENS = "The capital of France is", 5
 _PROBE = "air_read_probe"
 _PIECE = 1 << 16

@@ -76,6 +76,7 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         threads=args.threads,
         ctx_size=args.ctx_size,
         ram=args.ram,
+        vram=args.vram,
         load_mode=args.load_mode,
         require_signature=args.require_signature,
         parallel=args.parallel,
@@ -102,8 +103,8 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
 
 
 def _prepare_for_slowness(engine: Engine) -> None:
-    """Where weights are streamed, say what to expect, and show passes on a terminal."""
-    if not engine.streams:
+    """Where a processor streams weights, say what to expect, and show passes on a terminal."""
+    if not engine.streams or engine.device != "cpu":
         return
     from airrun.commands.pace import LayerBar, announcement
 

@@ -25,7 +25,7 @@ def add_arguments(parser: OptionParser) -> None:
     parser.add_argument("plan", metavar="PLAN", help="plan.bin to explain; its weight file is not needed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--steps", action="store_true", help="list every step rather than one of each kind of layer")
-    parser.add_options(("ctx_size", "threads", "ram"))
+    parser.add_options(("ctx_size", "threads", "ram", "vram"))
     parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
                         help=f"tokens in the cache for the predicted speed (default: {CONTEXT})")  # fmt: skip
 
@@ -44,6 +44,7 @@ def run(args: Namespace) -> int:
         threads=args.threads,
         ctx_size=args.ctx_size,
         ram=args.ram,
+        vram=args.vram,
         context=args.context,
         all_steps=args.steps,
     )
@@ -62,6 +63,7 @@ def describe(
     threads: int | None = None,
     ctx_size: int | None = None,
     ram: int | None = None,
+    vram: int | None = None,
     context: int = CONTEXT,
     all_steps: bool = False,
 ) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def describe(
     ----------
     loaded
         The plan.
-    threads, ctx_size, ram
+    threads, ctx_size, ram, vram
         Override the plan's.
     context
         Tokens in the cache for the predicted speed.
@@ -105,16 +107,16 @@ def describe(
         "kernels": _kernels(plan),
         "programs": [_program(plan, program, all_steps) for program in plan.programs],
         "prediction": asdict(predict(plan, context, sizes)),
-        "gpu": _device(loaded, ctx_size),
+        "gpu": _device(loaded, ctx_size, ram, vram),
     }
 
 
-def _device(loaded: LoadedPlan, ctx_size: int | None) -> dict[str, Any] | None:
+def _device(loaded: LoadedPlan, ctx_size: int | None, ram: int | None, vram: int | None) -> dict[str, Any] | None:
     if not has_device_plan(loaded.plan):
         return None
     from airrun.commands.explain_device import describe_device
 
-    return describe_device(loaded, ctx_size)
+    return describe_device(loaded, ctx_size, ram, vram)
 
 
 def ledger(plan: Plan, sizes: Sizes) -> dict[str, Any]:

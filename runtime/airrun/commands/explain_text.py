@@ -34,12 +34,16 @@ def render(found: dict[str, Any]) -> None:
 
 
 def _gpu(found: dict[str, Any], table: Table) -> None:
-    """The part for GPUs. The prediction is the processor's."""
+    """The part for GPUs."""
     table("Code for GPUs", ["architecture", "bytes", "state"],
           [[each["arch"], size(each["nbytes"]), "" if each["checked"] else "compiled, not run"]
            for each in found["libraries"]])  # fmt: skip
-    rows = [[name, size(nbytes)] for name, nbytes in found["memory"].items()]
-    table("Memory of the GPU", ["purpose", "bytes"], [*rows, ["all", size(found["total"])]])
+    rows = [["GPU", name, size(nbytes)] for name, nbytes in found["memory"].items()]
+    rows += [["GPU", "total", size(found["total"])]]
+    rows += [["RAM", name, size(nbytes)] for name, nbytes in found["host_memory"].items()]
+    rows += [["bus", "copied for every token", size(found["bus_per_token"])]] if found["bus_per_token"] else []
+    rows += [["disk", "read for every token", size(found["disk_per_token"])]] if found["disk_per_token"] else []
+    table("Memory of a run on the GPU", ["tier", "what", "bytes"], rows)
     chosen = [
         [_kernel(kernel), _calls(kernel["calls"]), f"{arch}: {entry['schedule']}", entry["reason"]]
         for kernel in found["kernels"]
@@ -47,6 +51,16 @@ def _gpu(found: dict[str, Any], table: Table) -> None:
         if entry["reason"]
     ]
     table("Kernels of GPUs with a choice of tiling", ["kernel", "calls", "tiling", "why"], chosen)
+    for each in found["predictions"]:
+        _device_prediction(each)
+
+
+def _device_prediction(found: dict[str, Any]) -> None:
+    rate, load = found["tokens_per_second"], found["load_seconds"]
+    parts = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in found["seconds"].items())
+    speed = "unknown" if rate is None else f"{rate:.{1 if rate >= 1 else 3}f} tokens/s"
+    first = "" if load is None else f"; first load {load:.1f} s"
+    print(f"Predicted on {found['target']}: decode {speed}, bound by {found['bound']} ({parts}){first}")
 
 
 def show_table(title: str, header: Sequence[str], rows: Rows) -> None:

@@ -123,6 +123,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-t", "--threads"), "threads to compute with (default: that of the plan)", _count(1), None, "N"),
     Option(("--ram",), "memory the process may take, as 1500MiB; weights that do not fit are streamed "
            "(default: that of the plan, else what is available)", _nbytes, None, "BYTES"),
+    Option(("--vram",), "the same of a GPU's memory; weights that do not fit cross the bus in every step "
+           "(default: that of the plan, else what is free)", _nbytes, None, "BYTES"),
     Option(("-np", "--parallel"), "generate N continuations of the prompt together, with seeds from -s on", _count(1),
            1, "N"),
     Option(("--load-mode",), "how weights are read: direct, buffered, mmap, or auto, which finds out", _load_mode,

@@ -19,6 +19,7 @@ from airrun.plan.container import LoadedPlan
 from airrun.plan.device import DevicePlan
 from airrun.plan.read_device import device_plan
 from airrun.replay.kv_cache import StatePool
+from airrun.weights.files import LoadMode, WeightFiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,26 +42,38 @@ class CudaEngine(Engine):
         The device.
     device_sizes
         What it takes of the device's memory.
+    times
+        Seconds of the start: creating the context, loading code, reading weights, everything but the context.
     """
 
     device, chooses = "cuda", True
 
     def __init__(
-        self, loaded: LoadedPlan, device: DevicePlan, paths: Sequence[Path], gpu: Device, sizes: DeviceSizes
+        self,
+        loaded: LoadedPlan,
+        device: DevicePlan,
+        paths: Sequence[Path],
+        gpu: Device,
+        sizes: DeviceSizes,
+        load_mode: LoadMode = "auto",
     ) -> None:
         started = time.perf_counter()
         library = select_library(device, gpu.arch)
         sizes.require(gpu.free_memory()[0], gpu.name)
+        self._files = WeightFiles(loaded.plan, paths)
         self.loaded, self.plan, self.gpu, self.device_sizes = loaded, loaded.plan, gpu, sizes
         self.n_vocab, self.n_ctx, self.max_batch = loaded.plan.model.n_vocab, sizes.ctx_size, sizes.max_tokens
         self.max_outputs, self.parallel = min(_MAX_OUTPUTS, sizes.max_tokens), sizes.parallel
-        self.threads, self.isa, self.streams = 1, library.arch, False
+        self.threads, self.isa, self.streams = 1, library.arch, sizes.tiers.streams
         kernels = load_kernels(gpu, loaded, library)
-        weights = DeviceWeights(loaded.plan, device, gpu, paths)
+        self.times = {"code_seconds": time.perf_counter() - started}
+        self._weights = weights = DeviceWeights(sizes.tiers, gpu, self._files)
         self.pool, self.states = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu), StatePool(loaded.plan.states, 0)
-        weights.load(kernels)
+        loading = time.perf_counter()
+        weights.load(kernels, load_mode)
+        self.times["weights_seconds"] = time.perf_counter() - loading
         self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
-        self._times = {"load_seconds": time.perf_counter() - started}
+        self.times["load_seconds"] = time.perf_counter() - started
 
     def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:
         return self._cuda.choose(blocks, cell, token)
@@ -89,15 +102,25 @@ class CudaEngine(Engine):
         return 2 * nbytes / min(seconds)
 
     def metrics(self) -> dict[str, float]:
-        return {**self._times, **self._cuda.work}
+        return {**self.times, **self._cuda.work, "read_bytes": self._weights.nbytes_read}
 
     def close(self, *, zero_memory: bool = False) -> None:
         """Free the device's memory, filling it with zeros first if wanted. The engine cannot run afterwards."""
+        self._weights.close()
         self.gpu.close(zero=zero_memory)
+        self._files.close()
 
 
 def cuda_engine(
-    loaded: LoadedPlan, paths: Sequence[Path], device: str, *, ctx_size: int | None, parallel: int
+    loaded: LoadedPlan,
+    paths: Sequence[Path],
+    device: str,
+    *,
+    ctx_size: int | None,
+    parallel: int,
+    vram: int | None = None,
+    ram: int | None = None,
+    load_mode: LoadMode = "auto",
 ) -> CudaEngine | None:
     """The engine on a GPU, or None where 'auto' does not find everything for one.
 
@@ -121,6 +144,11 @@ def cuda_engine(
         if device == "cuda":
             raise CudaError(missing)
         return None
+    started = time.perf_counter()
     gpu = Device()
-    sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, parallel=parallel)
-    return CudaEngine(loaded, part, paths, gpu, sizes)
+    context_seconds = time.perf_counter() - started
+    free = gpu.free_memory()[0]
+    sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, free=free)
+    engine = CudaEngine(loaded, part, paths, gpu, sizes, load_mode)
+    engine.times["context_seconds"] = context_seconds
+    return engine

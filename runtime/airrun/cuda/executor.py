@@ -1,7 +1,8 @@
 """Replay on a GPU: single tokens as one CUDA graph, prompts as launches in stream order.
 
 Greedy decoding stays on the device: the graph chooses the token and steps to it, so that the next one is started before
-the host has seen it.
+the host has seen it; where weights are streamed that gains nothing, and an unwanted step costs much. Where they come
+from files in every step, there is no graph, as reading cannot be part of one.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class CudaExecutor:
         self._gpu.synchronize()
         self._inputs.set_one(token, cell)
         launched = perf_counter()
-        self._graph("logits").launch()
+        self._start("logits")
         self._gpu.synchronize()
         self._count("decode", 1, started, launched)
         return self._row
@@ -140,7 +141,7 @@ class CudaExecutor:
         self._inputs.set_blocks(blocks)
         mine = self._marks[self._turn]
         launched = perf_counter()
-        ahead = cell + 1 < blocks.n_cells
+        ahead = cell + 1 < blocks.n_cells and not self._weights.streams
         if ahead:
             # the token that is being chosen is evaluated before the caller has seen it: it nearly always wants that
             self._start_choice()
@@ -151,25 +152,28 @@ class CudaExecutor:
         return chosen
 
     def _start_choice(self) -> None:
-        self._graph("greedy").launch()
+        self._start("greedy")
         self._turn = 1 - self._turn
         self._gpu.record(self._marks[self._turn])
 
-    def _graph(self, kind: str) -> Graph:
+    def _start(self, kind: str) -> None:
+        """Start the step of a token, for its logits or up to the choice of the next."""
+        record = {"logits": self._for_logits, "greedy": self._for_choice}[kind]
+        if self._weights.reads:
+            record()
+            return
         if kind not in self._graphs:
-            gpu, n = self._gpu, self._model.n_vocab
+            self._graphs[kind] = self._gpu.capture(record)
+        self._graphs[kind].launch()
 
-            def logits() -> None:
-                self._inputs.upload_one()
-                self._decode.launch(1, 1)
-                gpu.download(ctypes.addressof(self._row_memory), self._first_logits, 4 * n)
+    def _for_logits(self) -> None:
+        self._inputs.upload_one()
+        self._weights.run(self._decode, 1, 1)
+        self._gpu.download(ctypes.addressof(self._row_memory), self._first_logits, 4 * self._model.n_vocab)
 
-            def greedy() -> None:
-                self._decode.launch(1, 1)
-                self._greedy.launch(1, 1)
-
-            self._graphs[kind] = gpu.capture({"logits": logits, "greedy": greedy}[kind])
-        return self._graphs[kind]
+    def _for_choice(self) -> None:
+        self._weights.run(self._decode, 1, 1)
+        self._greedy.launch(1, 1)
 
     # batches
 
@@ -203,7 +207,7 @@ class CudaExecutor:
             first = program.first_after_embed
             self._upload_embeddings(sequence.embeddings)
         launched = perf_counter()
-        program.launch(n, n_outputs, first, None if n_outputs else program.first_head)
+        self._weights.run(program, n, n_outputs, first, None if n_outputs else program.first_head)
         out = None
         if n_outputs:
             flat = np.empty(n_outputs * self._device.logits_stride, np.float32)

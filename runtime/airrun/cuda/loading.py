@@ -1,143 +1,182 @@
-"""Weights on their way to the device: read by several threads into pinned memory, copied, and put into planes there.
-
-Two buffers take turns, so that a piece is read while the one before it crosses the bus.
-"""
+"""Weights of a run: loaded where they stay, and carried to the device in every step where they do not."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from airrun.cuda.driver import Arguments, Device
-from airrun.errors import ModelFileError
-from airrun.plan.blocks import BLOCKS
-from airrun.plan.device import DevicePlan
-from airrun.plan.schema import Plan
+from airrun.cuda.driver import Device
+from airrun.cuda.feed import Feed
+from airrun.cuda.pieces import (
+    LOAD_NBYTES,
+    Ring,
+    Rows,
+    ring_of,
+    rows_of_tensor,
+    rows_of_weight,
+    slot_nbytes_for,
+    transfers_of,
+)
+from airrun.cuda.reading import HostStore, Reader, loaders
+from airrun.cuda.tiers import DEVICE, DISK, HOST, HOST_ROWS, HOST_SLOTS, UNIT, Tiers, vectors_of
+from airrun.weights.files import LoadMode, WeightFiles
 
 if TYPE_CHECKING:
-    from airrun.cuda.programs import Kernel
+    from airrun.cuda.programs import BoundProgram, Kernel
 
-PIECE = 32 << 20
-"""Most raw bytes read, copied and packed at a time."""
-
-_READERS = 4
-_SLICE = 4 << 20
-
-
-class Piece(NamedTuple):
-    """Neighbouring raw rows of a tensor: where they are, and the row of the weight that the first becomes."""
-
-    weight: int
-    file: int
-    offset: int
-    nbytes: int
-    first_row: int
-    n_rows: int
-
-
-def pieces(plan: Plan, device: DevicePlan) -> Iterator[Piece]:
-    """All weights in order, cut at `PIECE`."""
-    for number, weight in enumerate(device.weights):
-        row_nbytes = BLOCKS[weight.format].row_bytes(weight.n_cols)
-        step = max(PIECE // row_nbytes, 1)
-        row = 0
-        for part in weight.parts:
-            tensor = plan.tensors[part]
-            n_rows = tensor.nbytes // row_nbytes
-            for first in range(0, n_rows, step):
-                n = min(step, n_rows - first)
-                yield Piece(number, tensor.file, tensor.offset + first * row_nbytes, n * row_nbytes, row + first, n)
-            row += n_rows
+_LOAD_SLOTS = 16
+"""Pinned buffers while loading."""
 
 
 class DeviceWeights:
-    """Addresses of matrices and vectors on the device. `load` fills them.
+    """Addresses of matrices and vectors, and how they get there.
 
     Attributes
     ----------
     addresses
-        Of each of the device plan's weights.
+        Of each of the device plan's weights: where it stays, or its place in the ring.
     tensors
         Addresses of the vectors that programs read, by number of the tensor.
+    reads
+        Whether files are read in every step.
+    streams
+        Whether matrices cross the bus in every step.
+    nbytes_read
+        From files in steps so far.
     """
 
-    def __init__(self, plan: Plan, device: DevicePlan, gpu: Device, paths: Sequence[Path]) -> None:
-        self._plan, self._device, self._gpu, self._paths = plan, device, gpu, paths
-        self.addresses = [gpu.allocate(weight.nbytes) for weight in device.weights]
-        used = {o.index for p in device.programs for step in p.steps for o in step.operands if o.space == "tensor"}
-        self.tensors = {i: gpu.allocate(plan.tensors[i].nbytes) for i in sorted(used)}
+    def __init__(self, tiers: Tiers, gpu: Device, files: WeightFiles) -> None:
+        plan, device = tiers.plan, tiers.device
+        self._tiers, self._gpu, self._files = tiers, gpu, files
+        self.reads, self.streams, self.nbytes_read = tiers.reads, tiers.streams, 0
+        streamed = [device.weights[i] for i in tiers.streamed]
+        self._ring: Ring = ring_of([weight.nbytes for weight in streamed], tiers.ring_nbytes, UNIT)
+        base = gpu.allocate(tiers.ring_nbytes) if streamed else 0
+        places = dict(zip(tiers.streamed, self._ring.offsets, strict=True))
+        self.addresses = [
+            base + places[i] if i in places else self._memory_for(weight.nbytes, tiers.places[i])
+            for i, weight in enumerate(device.weights)
+        ]
+        self.tensors = {i: gpu.allocate(plan.tensors[i].nbytes) for i in vectors_of(device)}
 
-    def load(self, kernels: Sequence[Kernel]) -> None:
-        """Read everything; returns when the last byte is on its way.
+    def _memory_for(self, nbytes: int, place: str) -> int:
+        if place == HOST_ROWS:
+            return ctypes.addressof(self._gpu.allocate_pinned(nbytes))
+        return self._gpu.allocate(nbytes)
+
+    def load(self, kernels: Sequence[Kernel], mode: LoadMode) -> None:
+        """Read everything that stays in memory; returns when it is there.
 
         Raises
         ------
-        ModelFileError
+        WeightFileError
             A file that cannot be read or is shorter than it was.
         """
-        gpu = self._gpu
-        files = [os.open(path, os.O_RDONLY) for path in self._paths]
-        largest = max((p.nbytes for p in pieces(self._plan, self._device)), default=0)
-        largest = max([largest, *(self._plan.tensors[i].nbytes for i in self.tensors)])
-        pinned = [gpu.allocate_pinned(largest) for _ in range(2)]
-        staging = [gpu.allocate(largest) for _ in range(2)]
-        free = [gpu.event(), gpu.event()]
-        try:
-            with ThreadPoolExecutor(_READERS) as readers:
-                for i, tensor in enumerate(self.tensors):
-                    info = self._plan.tensors[tensor]
-                    piece = Piece(-1, info.file, info.offset, info.nbytes, 0, 1)
-                    gpu.wait(free[i % 2])
-                    self._read(readers, files, piece, pinned[i % 2])
-                    gpu.upload(self.tensors[tensor], ctypes.addressof(pinned[i % 2]), piece.nbytes)
-                    gpu.record(free[i % 2])
-                for i, piece in enumerate(pieces(self._plan, self._device)):
-                    gpu.wait(free[i % 2])
-                    self._read(readers, files, piece, pinned[i % 2])
-                    self._place(kernels, piece, ctypes.addressof(pinned[i % 2]), staging[i % 2])
-                    gpu.record(free[i % 2])
-            gpu.synchronize()
-        finally:
-            for file in files:
-                os.close(file)
-        for address in staging:
-            gpu.free(address)
-        for buffer in pinned:
-            gpu.free_pinned(buffer)
-
-    def _read(self, readers: ThreadPoolExecutor, files: list[int], piece: Piece, target: Any) -> None:
-        """Fill pinned memory from a file, a slice per reader at a time."""
-        view = memoryview(target).cast("B")
-        starts = range(0, piece.nbytes, _SLICE)
-
-        def read(start: int) -> int:
-            stop = min(start + _SLICE, piece.nbytes)
-            at = start
-            while at < stop:
-                n = os.preadv(files[piece.file], [view[at:stop]], piece.offset + at)
-                if n == 0:
-                    break
-                at += n
-            return at - start
-
-        done = sum(readers.map(read, starts))
-        if done != piece.nbytes:
-            short = f"{piece.nbytes - done} of the {piece.nbytes} bytes at {piece.offset} are missing"
-            raise ModelFileError(f"{self._paths[piece.file]}: ends inside the weights: {short}")
-
-    def _place(self, kernels: Sequence[Kernel], piece: Piece, source: int, staging: int) -> None:
-        """Copy a piece to the device, and into its planes."""
-        weight, address = self._device.weights[piece.weight], self.addresses[piece.weight]
-        if weight.pack < 0:
-            row_nbytes = piece.nbytes // piece.n_rows
-            self._gpu.upload(address + piece.first_row * row_nbytes, source, piece.nbytes)
+        tiers, gpu = self._tiers, self._gpu
+        self._feed = Feed(gpu, tiers.device, kernels, tiers.slot_nbytes)
+        kept = [i for i, place in enumerate(tiers.places) if place in (DEVICE, HOST_ROWS)]
+        rows = [rows_of_tensor(tiers.plan, i, address) for i, address in self.tensors.items()]
+        rows += [rows_of_weight(tiers.plan, tiers.device, i, self.addresses[i]) for i in kept]
+        self._load(rows)
+        if not self.streams:
+            self._feed.close()
             return
-        self._gpu.upload(staging, source, piece.nbytes)
-        # (raw, words, halves, first row, rows), see `airkernels.triton.matrices.pack`
-        arguments = Arguments([staging, address, address + weight.halves_offset], [piece.first_row, piece.n_rows])
-        kernel = kernels[weight.pack]
-        self._gpu.launch(kernel.function, (-(-piece.n_rows * weight.places // kernel.tiles[0]),), arguments)
+        self._prepare_stream(mode)
+
+    def _load(self, rows: Sequence[Rows]) -> None:
+        slot = slot_nbytes_for(self._tiers.plan, self._tiers.device, self.tensors, LOAD_NBYTES)
+        transfers = transfers_of(rows, slot)
+        slots = min(_LOAD_SLOTS, len(transfers))
+        reader = Reader(
+            self._gpu, self._files, self._files.descriptors, transfers, slots, slot, loaders(), cyclic=False
+        )
+        try:
+            self._feed.begin()
+            for transfer in transfers:
+                self._feed.send(transfer, reader.take())
+                reader.give(self._feed.copies)
+            self._feed.end()
+            self._gpu.synchronize()
+        finally:
+            reader.close()
+
+    def _prepare_stream(self, mode: LoadMode) -> None:
+        tiers, gpu, ring = self._tiers, self._gpu, self._ring
+        rows = [rows_of_weight(tiers.plan, tiers.device, i, self.addresses[i]) for i in tiers.streamed]
+        places = [tiers.places[i] for i in tiers.streamed]
+
+        def together(first: int, visit: int) -> bool:
+            # what lies in the way of a later one must not be waiting for the same transfer
+            return places[first] == places[visit] and ring.after[visit] < first
+
+        self._transfers = transfers_of(rows, tiers.slot_nbytes, together)
+        self._after = [max(ring.after[piece.visit] for piece in t.pieces) for t in self._transfers]
+        self._ready = [gpu.event() for _ in rows]
+        self._used = [gpu.event() for _ in rows]
+        self._ways = {visit: self._used[after] for visit, after in enumerate(ring.after) if after >= 0}
+        tier = [places[transfer.pieces[0].visit] for transfer in self._transfers]
+        stay = [transfer for transfer, place in zip(self._transfers, tier, strict=True) if place == HOST]
+        read = [transfer for transfer, place in zip(self._transfers, tier, strict=True) if place == DISK]
+        store = HostStore(gpu, stay)
+        store.load(self._files, self._files.descriptors)
+        self._store = store
+        addresses = iter(store.addresses)
+        self._sources = [next(addresses) if place == HOST else 0 for place in tier]
+        self._reader: Reader | None = None
+        if read:
+            self._files.open_streams(mode)
+            threads = max(tiers.plan.stream.readers, 2)
+            streams = self._files.streams
+            self._reader = Reader(gpu, self._files, streams, read, HOST_SLOTS, tiers.slot_nbytes, threads, cyclic=True)
+
+    def run(
+        self, program: BoundProgram, n_tokens: int, n_outputs: int, first: int = 0, last: int | None = None
+    ) -> None:
+        """Start steps [first, last) of a program in stream order, and bring what they need.
+
+        Raises
+        ------
+        WeightFileError
+            A weight file cannot be read, or was changed: nothing that was computed may be used.
+        """
+        last = len(program.steps) if last is None else last
+        if not self.streams:
+            program.launch(n_tokens, n_outputs, first, last)
+            return
+        if self._reader is not None:
+            self._files.check()
+            self._reader.rewind()
+        gpu, done, sent = self._gpu, first, 0
+        streamed = set(self._tiers.streamed)
+        uses = [use for use in program.uses if use.weight in streamed]
+        self._feed.begin()
+        sent = self._send(sent, -1)
+        for visit, use in enumerate(uses):
+            program.launch(n_tokens, n_outputs, done, min(use.first, last))
+            gpu.follow(self._ready[visit])
+            program.launch(n_tokens, n_outputs, use.first, min(use.last + 1, last), apart=True)
+            gpu.record(self._used[visit])
+            done = use.last + 1
+            sent = self._send(sent, visit)
+        program.launch(n_tokens, n_outputs, done, last)
+
+    def _send(self, sent: int, used: int) -> int:
+        """Send further transfers, as far as the matrices up to visit `used` allow; how many are sent then."""
+        while sent < len(self._transfers) and self._after[sent] <= used:
+            source: Any = self._sources[sent]
+            if source:
+                self._feed.send(self._transfers[sent], source, self._ways, self._ready)
+            else:
+                assert self._reader is not None
+                self._feed.send(self._transfers[sent], self._reader.take(), self._ways, self._ready)
+                self.nbytes_read += self._transfers[sent].nbytes
+                self._reader.give(self._feed.copies)
+            sent += 1
+        return sent
+
+    def close(self) -> None:
+        """End the threads that read; idempotent."""
+        if self.streams and self._reader is not None:
+            self._reader.close()
+            self._reader = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from airrun.cuda.driver import Arguments, CudaError, Device, Function
 from airrun.errors import PlanError
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import AXES, DeviceLibrary, DevicePlan, Extent, Launch
+from airrun.plan.device import AXES, DeviceLibrary, DevicePlan, Extent, Launch, matrix_uses
 from airrun.plan.schema import Operand
 
 Addresses = Mapping[str, Sequence[int]]
@@ -67,10 +67,12 @@ class BoundProgram:
     ----------
     steps
         The plan's launches, for labels and phases.
+    uses
+        Which of them read which matrix.
     """
 
     def __init__(self, gpu: Device, steps: Sequence[Launch], kernels: Sequence[Kernel], addresses: Addresses) -> None:
-        self.steps, self._gpu = steps, gpu
+        self.steps, self.uses, self._gpu = steps, matrix_uses(steps), gpu
         self._kernels = [kernels[step.kernel] for step in steps]
         self._arguments = [
             Arguments([_address(addresses, operand) for operand in step.operands], [0] * len(step.integers))
@@ -79,8 +81,10 @@ class BoundProgram:
         self.first_after_embed = sum(step.phase == "embed" for step in steps)
         self.first_head = len(steps) - sum(step.phase == "head" for step in steps)
 
-    def launch(self, n_tokens: int, n_outputs: int, first: int = 0, last: int | None = None) -> None:
-        """Start steps [first, last) in stream order.
+    def launch(
+        self, n_tokens: int, n_outputs: int, first: int = 0, last: int | None = None, *, apart: bool = False
+    ) -> None:
+        """Start steps [first, last) in stream order; `apart`: the first one not before all in front of it has ended.
 
         Raises
         ------
@@ -93,7 +97,8 @@ class BoundProgram:
             for j, name in enumerate(step.integers):
                 arguments.integers[j] = counts[name]
             try:
-                self._gpu.launch(kernel.function, _grid(step.extents, kernel.tiles, counts), arguments)
+                grid = _grid(step.extents, kernel.tiles, counts)
+                self._gpu.launch(kernel.function, grid, arguments, apart=apart and i == first)
             except CudaError as error:
                 raise CudaError(f"step {step.label} (layer {step.layer}): {error}") from None
 

@@ -5,6 +5,9 @@ on the processor never decodes it; the machine code is in further segments, one 
 geometry, rotary frequencies, constants and the tokenizer are those of the plan around it.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from airrun.plan.codec import Codec
 from airrun.plan.schema import Buffer, Kernel, Operand
 from airrun.records import record
@@ -99,6 +102,18 @@ class DeviceLibrary:
 
 
 @record
+class DeviceTarget:
+    """A GPU that the plan was built for, and the rates that predictions are made from: of its memory and of the bus
+    from the host's, in bytes/s; 0 is unknown."""
+
+    name: str
+    arch: str
+    vram_nbytes: int
+    vram_bytes_per_s: float
+    bus_bytes_per_s: float
+
+
+@record
 class DeviceWeight:
     """A matrix in device memory, see `airkernels.triton.layout`: made of raw rows by kernel `pack`, or, if that is -1,
     their copy.
@@ -121,7 +136,9 @@ class DeviceWeight:
 
 @record
 class DevicePlan:
-    """Everything. `arena_nbytes` is per token of the largest batch; `logits_stride` in float32.
+    """Everything. `arena_nbytes` is per token of the largest batch; `logits_stride` in float32; `vram_nbytes` what a
+    run may take of the device's memory by default, 0 where that is left to the machine. All programs read the same
+    matrices in the same order.
 
     `greedy` follows the decode program where the most likely token is wanted. A block of the cache is as large as on a
     processor, but holds, per KV head, keys and then values as [cells, head_dim].
@@ -137,6 +154,33 @@ class DevicePlan:
     logits_stride: int
     programs: tuple[DeviceProgram, ...]
     greedy: tuple[Launch, ...]
+    targets: tuple[DeviceTarget, ...]
+    vram_nbytes: int
+
+
+class MatrixUse(NamedTuple):
+    """Steps `first` to `last` of a program read a matrix, and no other."""
+
+    weight: int
+    first: int
+    last: int
+
+
+def matrix_uses(steps: Sequence[Launch]) -> list[MatrixUse]:
+    """Matrices in the order in which steps read them whole; gathers of rows, in phase 'embed', do not count.
+
+    A matrix that is read again after another one is listed again.
+    """
+    found: list[MatrixUse] = []
+    for i, step in enumerate(steps):
+        for weight in dict.fromkeys(o.index for o in step.operands if o.space in ("weight", "halves")):
+            if step.phase == "embed":
+                continue
+            if found and found[-1].weight == weight:
+                found[-1] = found[-1]._replace(last=i)
+            else:
+                found.append(MatrixUse(weight, i, i))
+    return found
 
 
 DEVICE_CODEC = Codec(DevicePlan, pooled=(Operand, Extent))

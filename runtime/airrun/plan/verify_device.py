@@ -17,6 +17,7 @@ from airrun.plan.device import (
     DeviceLibrary,
     DevicePlan,
     Launch,
+    matrix_uses,
 )
 from airrun.plan.schema import PHASES, Operand, Plan
 from airrun.plan.verify import MAX_COUNT, MAX_NBYTES
@@ -44,6 +45,10 @@ def verify_device(device: DevicePlan, plan: Plan) -> None:
     _weights(device, plan)
     _memory(device, plan)
     steps = _Steps(device, plan)
+    within("gpu.vram_nbytes", device.vram_nbytes, 0, MAX_NBYTES)
+    for i, target in enumerate(device.targets):
+        for name in ("vram_nbytes", "vram_bytes_per_s", "bus_bytes_per_s"):
+            within(f"gpu.targets[{i}].{name}", getattr(target, name), 0, 1 << 62)
     within("number of gpu.programs", len(device.programs), 1, 8)
     smallest = 1
     for i, program in enumerate(device.programs):
@@ -53,6 +58,10 @@ def verify_device(device: DevicePlan, plan: Plan) -> None:
         hidden = device.buffers[program.hidden].nbytes
         within(f"gpu.programs[{i}].hidden", hidden, 4 * plan.model.n_embd, MAX_NBYTES, "bytes a token")
         steps.check(f"gpu.programs[{i}].steps", program.steps, program.max_tokens)
+    order = [use.weight for use in matrix_uses(device.programs[0].steps)]
+    for i, program in enumerate(device.programs):
+        if [use.weight for use in matrix_uses(program.steps)] != order:
+            fail(f"gpu.programs[{i}].steps", "read their matrices in another order than those of the first program")
     equal("gpu.programs[0].max_tokens", device.programs[0].max_tokens, 1, "single tokens being decoded by it")
     steps.check("gpu.greedy", device.greedy, 1)
 

@@ -1,0 +1,214 @@
+"""Reading of transfers into pinned memory of the host: by threads, ahead of the bus."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Lock
+from typing import Any
+
+from airrun.cuda.driver import Device
+from airrun.cuda.pieces import Transfer
+from airrun.errors import WeightFileError
+from airrun.replay.memory import Region
+from airrun.weights.files import WeightFiles
+from airrun.weights.stream import TIMEOUT_S
+
+_BLOCK_NBYTES = 1 << 30
+"""Memory is pinned in blocks of about so many bytes: a call each, and the first early."""
+
+
+def loaders() -> int:
+    """Threads that read what is read once: a page cache gives more the more ask it."""
+    return max(2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+
+
+def read_transfer(
+    files: WeightFiles, descriptors: Sequence[int], transfer: Transfer, memory: mmap.mmap, start: int = 0
+) -> None:
+    """Fill memory from a place on.
+
+    Raises
+    ------
+    WeightFileError
+        A file cannot be read or ends too early; names it and the offset.
+    """
+    view = memoryview(memory)[start : start + transfer.nbytes]
+    for piece in transfer.pieces:
+        first, nbytes, place = piece.span
+        needed, done = piece.offset + piece.nbytes - first, 0
+        while done < needed:
+            try:
+                n = os.preadv(descriptors[piece.file], [view[place + done : place + nbytes]], first + done)
+            except OSError as error:
+                reason = os.strerror(error.errno or errno.EIO)
+                path = files.paths[piece.file]
+                raise WeightFileError(f"{path}: cannot be read at offset {first + done}: {reason}") from None
+            if n == 0:
+                what = f"nothing to read at offset {first + done}"
+                raise WeightFileError(f"{files.paths[piece.file]}: ends before its weights do: {what}")
+            done += n
+
+
+class Reader:
+    """Slots that transfers are read into in turn, ahead of those who take them.
+
+    Parameters
+    ----------
+    transfers
+        What is read, in order; over and over if `cyclic`.
+    n_slots, slot_nbytes
+        Of pinned memory.
+    """
+
+    def __init__(
+        self,
+        gpu: Device,
+        files: WeightFiles,
+        descriptors: Sequence[int],
+        transfers: Sequence[Transfer],
+        n_slots: int,
+        slot_nbytes: int,
+        threads: int,
+        *,
+        cyclic: bool,
+    ) -> None:
+        self._gpu, self._files, self._descriptors, self._transfers = gpu, files, descriptors, transfers
+        self._cyclic = cyclic
+        self._slots = [Region(slot_nbytes, huge=True) for _ in range(n_slots)]
+        self._pinned: set[int] = set()
+        self._pinning = Lock()
+        self._free = [gpu.event() for _ in range(n_slots)]
+        self._pool = ThreadPoolExecutor(threads, "airrun_read", gpu.use)
+        self._reads: list[Future[None]] = []
+        self._taken = 0
+        self._fill()
+
+    def _fill(self) -> None:
+        for _ in self._free:
+            self._submit()
+
+    def _submit(self) -> None:
+        number = len(self._reads)
+        if self._cyclic or number < len(self._transfers):
+            self._reads.append(self._pool.submit(self._read, number))
+
+    def _read(self, number: int) -> None:
+        slot = number % len(self._free)
+        self._gpu.wait(self._free[slot])
+        region = self._slots[slot]
+        read_transfer(self._files, self._descriptors, self._transfers[number % len(self._transfers)], region.memory)
+        if slot not in self._pinned:
+            # not before there are pages in it, which several threads get sooner than one; and one at a time
+            with self._pinning:
+                self._gpu.register(region.address, region.nbytes)
+            self._pinned.add(slot)
+
+    def rewind(self) -> None:
+        """Begin with the first transfer again, unless it is the next one anyway."""
+        if self._taken % len(self._transfers) == 0 and not self._failed():
+            return
+        for read in self._reads[self._taken :]:
+            read.cancel()
+        wait(self._reads[self._taken :])
+        self._reads, self._taken = [], 0
+        self._fill()
+
+    def _failed(self) -> bool:
+        return any(read.done() and read.exception() is not None for read in self._reads[self._taken :])
+
+    def take(self) -> int:
+        """Address of the slot with the next transfer; waits for it.
+
+        Raises
+        ------
+        WeightFileError
+            It cannot be read.
+        """
+        number = self._taken
+        try:
+            self._reads[number].result(TIMEOUT_S)
+        except TimeoutError:
+            piece = self._transfers[number % len(self._transfers)].pieces[0]
+            path = self._files.paths[piece.file]
+            raise WeightFileError(
+                f"{path}: the disk did not answer within {TIMEOUT_S} s at offset {piece.offset}"
+            ) from None
+        return self._slots[number % len(self._free)].address
+
+    def give(self, stream: Any) -> None:
+        """The slot taken last is free once a stream has come this far."""
+        self._gpu.record(self._free[self._taken % len(self._free)], stream)
+        self._taken += 1
+        self._submit()
+
+    def close(self) -> None:
+        """End the threads and give the memory back."""
+        for read in self._reads:
+            read.cancel()
+        self._pool.shutdown()
+        for slot in self._pinned:
+            self._gpu.wait(self._free[slot])
+            self._gpu.unregister(self._slots[slot].address)
+        self._pinned.clear()
+
+
+class HostStore:
+    """Transfers that stay in pinned memory of the host.
+
+    Pages are pinned while further ones are read: each takes the system some time.
+
+    Attributes
+    ----------
+    addresses
+        Of each transfer.
+    """
+
+    def __init__(self, gpu: Device, transfers: Sequence[Transfer]) -> None:
+        self._gpu, self._transfers = gpu, transfers
+        self._blocks: list[tuple[Region, list[int]]] = []
+        self.addresses: list[int] = []
+        pending: list[int] = []
+        used = 0
+        for number, transfer in enumerate(transfers):
+            if pending and used + transfer.nbytes > _BLOCK_NBYTES:
+                self._add(pending, used)
+                pending, used = [], 0
+            pending.append(number)
+            used += transfer.nbytes
+        if pending:
+            self._add(pending, used)
+
+    def _add(self, numbers: list[int], nbytes: int) -> None:
+        region = Region(nbytes, huge=True)
+        self._blocks.append((region, numbers))
+        at = region.address
+        for number in numbers:
+            self.addresses.append(at)
+            at += self._transfers[number].nbytes
+
+    def load(self, files: WeightFiles, descriptors: Sequence[int]) -> None:
+        """Read and pin everything."""
+
+        def read(number: int, region: Region) -> None:
+            transfer = self._transfers[number]
+            read_transfer(files, descriptors, transfer, region.memory, self.addresses[number] - region.address)
+
+        def pin(region: Region, reads: list[Future[None]]) -> None:
+            for each in reads:
+                each.result()
+            self._gpu.register(region.address, region.nbytes)
+
+        with (
+            ThreadPoolExecutor(loaders(), "airrun_read") as readers,
+            ThreadPoolExecutor(1, "pin", self._gpu.use) as pins,
+        ):
+            pinned = [
+                pins.submit(pin, region, [readers.submit(read, number, region) for number in numbers])
+                for region, numbers in self._blocks
+            ]
+            for each in pinned:
+                each.result()

@@ -1,0 +1,66 @@
+"""Time to the first token of a cold process on a GPU: ``python tests/bench/gpu_first_token.py PLAN MODEL``.
+
+Prints as JSON: what Python and the CUDA context take, the time from the context to the first token, and the rate that
+makes of the model's bytes; beside it the rate of the same reads and copies with nothing else done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def copy_seconds(engine: Any) -> float:
+    """Seconds to read all matrices into pinned memory and copy them to the device, with everything set up before."""
+    from airrun.cuda.pieces import LOAD_NBYTES, rows_of_weight, transfers_of
+    from airrun.cuda.reading import Reader, loaders
+
+    gpu, tiers, files = engine.gpu, engine.device_sizes.tiers, engine._files
+    rows = [rows_of_weight(tiers.plan, tiers.device, i, 0) for i in range(len(tiers.places))]
+    transfers = transfers_of(rows, LOAD_NBYTES)
+    stream, target = gpu.new_stream(), gpu.allocate(LOAD_NBYTES)
+    reader = Reader(gpu, files, files.descriptors, transfers, 16, LOAD_NBYTES, loaders(), cyclic=False)
+    started = time.perf_counter()
+    for transfer in transfers:
+        gpu.upload(target, reader.take(), transfer.nbytes, stream)
+        reader.give(stream)
+    last = gpu.event()
+    gpu.record(last, stream)
+    gpu.wait(last)
+    seconds = time.perf_counter() - started
+    reader.close()
+    return seconds
+
+
+def main() -> None:
+    """Measure this process."""
+    started = time.perf_counter()
+    from airrun import Engine
+    from airrun.cuda.engine import CudaEngine
+
+    imported = time.perf_counter()
+    engine = Engine.from_plan(sys.argv[1], sys.argv[2], device="cuda")
+    assert isinstance(engine, CudaEngine)
+    engine.session.eval([1, 40, 77, 5, 200])[0].argmax()
+    first = time.perf_counter()
+    times = engine.metrics()
+    nbytes = Path(sys.argv[2]).stat().st_size
+    after_context = first - imported - times["context_seconds"]
+    copied = copy_seconds(engine)
+    found = {
+        "import_seconds": imported - started,
+        "context_seconds": times["context_seconds"],
+        "first_token_seconds": after_context,
+        "bytes_per_s": nbytes / after_context,
+        "copy_bytes_per_s": nbytes / copied,
+        "share": copied / after_context,
+        **{name: value for name, value in times.items() if name.endswith("_seconds")},
+    }
+    engine.close()
+    print(json.dumps(found))
+
+
+main()
