@@ -93,6 +93,7 @@ class Engine:
         load_mode: LoadMode = "auto",
         device: str = "auto",
         require_signature: Sequence[str | Path] = (),
+        check_steps: bool = False,
     ) -> Engine:
         """Load a plan and the weights it names.
 
@@ -121,6 +122,8 @@ class Engine:
             'cpu', 'cuda', or 'auto': a GPU where the plan has code for one and there is one.
         require_signature
             Public keys (PEM files) of which one must have signed the plan.
+        check_steps
+            Wait for every kernel of a GPU, so that an error names the step that failed.
 
         Raises
         ------
@@ -148,6 +151,7 @@ class Engine:
                 loaded, paths, device, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, load_mode=load_mode
             )
             if engine is not None:
+                engine.gpu.careful = check_steps
                 return engine
         require(loaded)
         sizes = sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel, ram=ram)
@@ -177,6 +181,12 @@ class Engine:
         from airrun.session import Session
 
         return Session(self)
+
+    @property
+    def step_devices(self) -> dict[str, str]:
+        """Where steps of each kind run: device by operator."""
+        steps = [step for program in self.plan.programs for step in program.steps]
+        return {self.plan.kernels[step.kernel].op: step.device for step in steps}
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Evaluate tokens of one or several sessions in one pass over the weights.

@@ -14,7 +14,7 @@ import pytest
 from triton_harness import Interpreter, Memory
 
 from airkernels.triton.build import Binary
-from airrun.cuda.driver import Arguments, Function
+from airrun.cuda.driver import Arguments, CudaError, Function
 from airrun.replay.memory import Region
 from airschedules.gpu.schedule import DeviceSchedule, DeviceSpec
 
@@ -71,8 +71,9 @@ class FakeDevice:
         Bytes copied from pinned memory, by copies of at least 4 KiB.
     """
 
-    name, arch, multiprocessors = "Fake", "sm_90", 4
+    name, arch, multiprocessors, careful = "Fake", "sm_90", 4, False
     memory = 1 << 30
+    failing = ""
 
     def __init__(self, ordinal: int = 0) -> None:
         self._interpreter = Interpreter()
@@ -223,6 +224,8 @@ class FakeDevice:
         integers = [int(i) for i in arguments.integers[: len(schedule.types) - n]]
 
         def call() -> None:
+            if function.name == self.failing:
+                raise CudaError("CUDA: cuStreamSynchronize failed: illegal_address")
             self.launches.append(function.name)
             self._interpreter.run(schedule.kernel, tuple(grid), *pointers, *integers, **schedule.constants)
 

@@ -143,8 +143,22 @@ def test_memory_is_zeroed_on_request(plan: Path) -> None:
     assert engine.gpu.closed == "zeroed"  # type: ignore[attr-defined]
 
 
+def test_a_failing_step_is_named(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_on(plan, "cuda", check_steps=True) as gpu:
+        monkeypatch.setattr(FakeDevice, "failing", "gated_silu")
+        with pytest.raises(AirError, match=r"step layers.0.gated \(layer 0\): .*illegal_address"):
+            gpu.session.eval([7])
+
+
+def test_devices_of_steps_are_reported(plan: Path) -> None:
+    with open_on(plan, "cuda") as gpu, open_on(plan, "cpu") as cpu:
+        assert {"product", "split", "argmax", "gemm", "flash"} <= set(gpu.step_devices)
+        assert set(gpu.step_devices.values()) == {"cuda"}
+        assert set(cpu.step_devices.values()) == {"cpu"}
+
+
 def test_too_little_memory(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeDevice, "memory", 1 << 20)
+    monkeypatch.setattr(FakeDevice, "memory", 1 << 17)
     with pytest.raises(AirError, match=r"0 MiB of the GPU's memory are not enough .* that works is \d+ MiB"):
         open_on(plan, "auto")
 

@@ -81,6 +81,7 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         require_signature=args.require_signature,
         parallel=args.parallel,
         device=args.device,
+        check_steps=args.check_steps,
     )
     try:
         _prepare_for_slowness(engine)

@@ -134,6 +134,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(("--require-signature",), "refuse a plan that none of these ed25519 public keys signed; repeatable",
            metavar="KEY.pem", repeat=True, default=()),
     Option(("--zero-memory",), "fill the GPU's memory with zeros afterwards", default=False),
+    Option(("--check-steps",), "wait for every kernel of the GPU, and name the step that fails; slow", default=False),
     Option(("--speculate",), "guess tokens from earlier text and verify several in one pass: none or ngram",
            _speculation, "none", "HOW"),
     Option(("-s", "--seed"), "seed of the draw; -1 takes a fresh one", _seed, None, "N"),

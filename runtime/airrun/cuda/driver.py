@@ -11,6 +11,19 @@ from airrun.errors import AirError, UsageError
 
 _NO_OPTIONS = 0
 
+_KERNEL_FAILURES = (
+    "illegal_address",
+    "illegal_instruction",
+    "misaligned_address",
+    "invalid_address_space",
+    "invalid_pc",
+    "hardware_stack_error",
+    "launch_failed",
+    "launch_timeout",
+    "assert",
+)
+"""What the driver says, at some later call, of a kernel that went wrong."""
+
 
 class CudaError(AirError):
     """The driver refused a call, or there is none."""
@@ -78,9 +91,12 @@ class Device:
         What the driver calls it, and the architecture as in ``sm_90``.
     multiprocessors
         How many it has.
+    careful
+        Wait for every kernel before the next one, and record no graphs: so that a failure is known by its step.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
+        self.careful = False
         self._d = d = _driver()
         count = self._call(d.cuDeviceGetCount)
         if not 0 <= ordinal < count:
@@ -111,8 +127,12 @@ class Device:
         return result[1] if len(result) == 2 else result[1:]
 
     def _check(self, status: Any, what: str) -> None:
-        if status != self._d.CUresult.CUDA_SUCCESS:
-            raise CudaError(f"CUDA: {what} failed: {status.name.removeprefix('CUDA_ERROR_').lower()}")
+        if status == self._d.CUresult.CUDA_SUCCESS:
+            return
+        reason = status.name.removeprefix("CUDA_ERROR_").lower()
+        if reason in _KERNEL_FAILURES and not self.careful:
+            raise CudaError(f"CUDA: a kernel failed: {reason}; --check-steps finds out which")
+        raise CudaError(f"CUDA: {what} failed: {reason}")
 
     def _or_main(self, stream: Any) -> Any:
         return self.stream if stream is None else stream

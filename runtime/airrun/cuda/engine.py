@@ -60,7 +60,7 @@ class CudaEngine(Engine):
         started = time.perf_counter()
         library = select_library(device, gpu.arch)
         sizes.require(gpu.free_memory()[0], gpu.name)
-        self._files = WeightFiles(loaded.plan, paths)
+        self._device, self._files = device, WeightFiles(loaded.plan, paths)
         self.loaded, self.plan, self.gpu, self.device_sizes = loaded, loaded.plan, gpu, sizes
         self.n_vocab, self.n_ctx, self.max_batch = loaded.plan.model.n_vocab, sizes.ctx_size, sizes.max_tokens
         self.max_outputs, self.parallel = min(_MAX_OUTPUTS, sizes.max_tokens), sizes.parallel
@@ -81,6 +81,11 @@ class CudaEngine(Engine):
     @property
     def decode(self) -> Callable[[SequenceMemory, int, int], npt.NDArray[np.float32]]:
         return self._cuda.decode
+
+    @property
+    def step_devices(self) -> dict[str, str]:
+        steps = [step for program in self._device.programs for step in program.steps]
+        return {self._device.kernels[step.kernel].op: self.device for step in [*steps, *self._device.greedy]}
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
         return self._cuda.run(batch)

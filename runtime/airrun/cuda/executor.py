@@ -159,7 +159,7 @@ class CudaExecutor:
     def _start(self, kind: str) -> None:
         """Start the step of a token, for its logits or up to the choice of the next."""
         record = {"logits": self._for_logits, "greedy": self._for_choice}[kind]
-        if self._weights.reads:
+        if self._weights.reads or self._gpu.careful:
             record()
             return
         if kind not in self._graphs:

@@ -89,7 +89,7 @@ class BoundProgram:
         Raises
         ------
         CudaError
-            Names the step that could not be started.
+            Names the step that could not be started; on a `careful` device also one that failed.
         """
         counts = {"fixed": 1, "tokens": n_tokens, "outputs": n_outputs}
         for i in range(first, len(self.steps) if last is None else last):
@@ -99,6 +99,8 @@ class BoundProgram:
             try:
                 grid = _grid(step.extents, kernel.tiles, counts)
                 self._gpu.launch(kernel.function, grid, arguments, apart=apart and i == first)
+                if self._gpu.careful:
+                    self._gpu.synchronize()
             except CudaError as error:
                 raise CudaError(f"step {step.label} (layer {step.layer}): {error}") from None
 
