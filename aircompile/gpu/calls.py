@@ -8,13 +8,17 @@ from aircompile.graph import Operator
 from aircompile.lowering import Pointer
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton.layout import MatrixLayout
+from airrun.plan.device import MAX_SMALL
 from airschedules.gpu.schedule import DeviceSpec
 from airschedules.gpu.specs import PackSpec
 
-DECODE, PREFILL = "decode", "prefill"
+DECODE, SMALL, PREFILL = "decode", "small", "prefill"
 
-MAX_TOKENS = {DECODE: 1, PREFILL: 2048}
+MAX_TOKENS = {DECODE: 1, SMALL: MAX_SMALL, PREFILL: 2048}
 """Programs, and tokens of their largest batches."""
+
+TOKENS_AT_ONCE = {DECODE: 1, SMALL: 4, PREFILL: 1}
+"""Rows of activations that a product without tensor cores multiplies a matrix with at a time."""
 
 
 @dataclass(frozen=True)

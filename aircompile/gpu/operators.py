@@ -1,12 +1,12 @@
 """Selection for a GPU: every operator becomes launches.
 
-Single tokens are multiplied by integer dot products or float arithmetic as on a processor; batches go through tensor
-cores, with rows in half precision and matrices unpacked into scratch, part by part.
+Single tokens and small batches are multiplied by integer dot products or float arithmetic as on a processor; large
+batches go through tensor cores, with rows in half precision and matrices unpacked into scratch, part by part.
 """
 
 from __future__ import annotations
 
-from aircompile.gpu.calls import DECODE, MAX_TOKENS, PREFILL, Axis, DeviceMatrix
+from aircompile.gpu.calls import MAX_TOKENS, PREFILL, TOKENS_AT_ONCE, Axis, DeviceMatrix
 from aircompile.gpu.lowering import DeviceLowering, input_array, lowers
 from aircompile.gpu.narrow_activations import narrow_activations
 from aircompile.graph import Graph, Operator
@@ -134,7 +134,14 @@ def _few_rows(
     kind = RowKind("f32" if value.dtype == "float32" else value.dtype, matrix.n_cols, matrix.layout.fmt.block)
     x = low.rows_as(operator, source, kind)
     spec = ProductSpec(
-        matrix.fmt, stop - first, matrix.n_cols, kind.kind, low.stride_of(out), op.accumulate, bias is not None
+        matrix.fmt,
+        stop - first,
+        matrix.n_cols,
+        kind.kind,
+        low.stride_of(out),
+        op.accumulate,
+        bias is not None,
+        TOKENS_AT_ONCE[low.phase],
     )
     target = low.value(out, first)
     pointers = [*low.planes(matrix, first), x, low.vector(bias) if bias is not None else target, target]
@@ -213,7 +220,7 @@ def _attention(low: DeviceLowering, operator: Operator, op: Attention) -> None:
         extents = [Axis(0, "tokens", 1), Axis(1, "fixed", op.n_heads)]
         low.emit(operator, flash, extents, [low.value(source), *state, low.value(out)], ["tokens"])
         return
-    partial = low.scratch_for("partial", heads.partial_nbytes * MAX_TOKENS[DECODE])
+    partial = low.scratch_for("partial", heads.partial_nbytes * low.max_tokens)
     split = SplitSpec(heads, op.scale, low.stride_of(source))
     extents = [Axis(0, "fixed", heads.n_kv_heads), Axis(1, "fixed", heads.splits), Axis(2, "tokens", 1)]
     low.emit(operator, split, extents, [low.value(source), *state, partial])

@@ -39,20 +39,30 @@ def main() -> None:
     """Measure this process."""
     started = time.perf_counter()
     from airrun import Engine
-    from airrun.cuda.engine import CudaEngine
+    from airrun.cuda import engine as cuda_engine
 
     imported = time.perf_counter()
+    made: list[float] = []
+
+    class Device(cuda_engine.Device):
+        """Notes when its context is there."""
+
+        def __init__(self, ordinal: int = 0) -> None:
+            super().__init__(ordinal)
+            made.append(time.perf_counter())
+
+    cuda_engine.Device = Device  # type: ignore[misc]
     engine = Engine.from_plan(sys.argv[1], sys.argv[2], device="cuda")
-    assert isinstance(engine, CudaEngine)
+    assert isinstance(engine, cuda_engine.CudaEngine)
     engine.session.eval([1, 40, 77, 5, 200])[0].argmax()
     first = time.perf_counter()
     times = engine.metrics()
     nbytes = Path(sys.argv[2]).stat().st_size
-    after_context = first - imported - times["context_seconds"]
+    after_context = first - made[0]
     copied = copy_seconds(engine)
     found = {
         "import_seconds": imported - started,
-        "context_seconds": times["context_seconds"],
+        "plan_seconds": made[0] - imported - times["context_seconds"],
         "first_token_seconds": after_context,
         "bytes_per_s": nbytes / after_context,
         "copy_bytes_per_s": nbytes / copied,

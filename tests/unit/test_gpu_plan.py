@@ -26,8 +26,10 @@ from airrun import Engine, GenerateConfig
 from airrun.errors import AirError
 from airrun.machine.profile import Gpu
 from airrun.plan.device import DEVICE_CODEC, DeviceTarget
+from airrun.replay.batch import Batch
 
-PROMPT = [1, 40, 77, 5, 200]
+PROMPT = [1, 40, 77, 5, 200, 9, 31, 8, 120]
+"""More than a small batch."""
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,24 @@ def test_same_text_as_on_the_processor(plan: Path) -> None:
         want = list(cpu.stream(PROMPT, config))
         assert list(gpu.stream(PROMPT, config)) == want
         assert "advance" in gpu.gpu.launches  # type: ignore[attr-defined]
+
+
+def test_small_batches_are_the_tokens_one_by_one(plan: Path) -> None:
+    """Of one sequence, and of several, of which one has tokens already."""
+    ids = [1, 40, 77, 5, 200]
+    with open_on(plan, "cuda", parallel=3) as gpu:
+        first, second, third = gpu.new_session(), gpu.new_session(), gpu.new_session()
+        want = [first.eval([token])[0].copy() for token in ids]
+        got = second.eval(ids, all_logits=True)
+        assert (got == np.stack(want)).all()
+        third.eval([9])
+        alone = [third.eval([token])[0].copy() for token in (7, 8)]
+        third.truncate(1)
+        batch = Batch([second.extend([7], [0]), third.extend([7, 8], [0, 1])])
+        rows = gpu.run(batch).copy()
+        second.truncate(len(ids))
+        assert (rows[0] == second.eval([7])[0]).all()
+        assert (rows[1:] == np.stack(alone)).all()
 
 
 def test_greedy_choice_is_that_of_the_logits(plan: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class CudaEngine(Engine):
     device_sizes
         What it takes of the device's memory.
     times
-        Seconds of the start: creating the context, loading code, reading weights, everything but the context.
+        Seconds of the start: creating the context, loading code, everything but the context.
     """
 
     device, chooses = "cuda", True
@@ -69,10 +70,10 @@ class CudaEngine(Engine):
         self.times = {"code_seconds": time.perf_counter() - started}
         self._weights = weights = DeviceWeights(sizes.tiers, gpu, self._files)
         self.pool, self.states = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu), StatePool(loaded.plan.states, 0)
-        loading = time.perf_counter()
-        weights.load(kernels, load_mode)
-        self.times["weights_seconds"] = time.perf_counter() - loading
-        self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
+        with ThreadPoolExecutor(1, "airrun_load", gpu.use) as loader:
+            loading = loader.submit(weights.load, kernels, load_mode)
+            self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
+            loading.result()
         self.times["load_seconds"] = time.perf_counter() - started
 
     def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:

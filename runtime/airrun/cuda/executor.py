@@ -1,4 +1,4 @@
-"""Replay on a GPU: single tokens as one CUDA graph, prompts as launches in stream order.
+"""Replay on a GPU: single tokens and small batches as one CUDA graph, prompts as launches in stream order.
 
 Greedy decoding stays on the device: the graph chooses the token and steps to it, so that the next one is started before
 the host has seen it; where weights are streamed that gains nothing, and an unwanted step costs much. Where they come
@@ -8,6 +8,7 @@ from files in every step, there is no graph, as reading cannot be part of one.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from airrun.cuda.pool import DevicePool
 from airrun.cuda.programs import Addresses, BoundProgram, Kernel
 from airrun.cuda.sizes import DeviceSizes
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import CHOSEN_RING, DevicePlan
+from airrun.plan.device import CHOSEN_RING, MAX_SMALL, DevicePlan
 from airrun.replay.batch import Batch, BatchSequence
 from airrun.replay.kv_cache import SequenceMemory
 
@@ -65,6 +66,7 @@ class CudaExecutor:
         decode = device.programs[0]
         self._decode = BoundProgram(gpu, decode.steps, kernels, self._addresses(self._inputs.one))
         self._greedy = BoundProgram(gpu, device.greedy, kernels, self._addresses(self._inputs.one))
+        self._small = self._bind_small()
         self._graphs: dict[str, Graph] = {}
         self._ahead: tuple[SequenceMemory, int, int] | None = None
         self._marks = (gpu.event(), gpu.event())
@@ -108,6 +110,20 @@ class CudaExecutor:
         steps = self._device.programs[-1].steps
         self._prefill = BoundProgram(self._gpu, steps, self._kernels, self._addresses(self._inputs.addresses))
 
+    def _bind_small(self) -> BoundProgram | None:
+        """The program of small batches, with memory for the logits of each of their tokens."""
+        found = [program for program in self._device.programs[1:-1] if program.max_tokens <= MAX_SMALL]
+        if not found:
+            return None
+        self._max_small = found[-1].max_tokens
+        nbytes = 4 * self._device.logits_stride * MAX_SMALL
+        self._small_logits = self._gpu.allocate(nbytes)
+        memory = self._gpu.allocate_pinned(nbytes)
+        self._small_memory = ctypes.addressof(memory)
+        self._small_rows = self._view(np.frombuffer(memory, np.float32), MAX_SMALL)
+        addresses = {**self._addresses(self._inputs.addresses), "logits": [self._small_logits]}
+        return BoundProgram(self._gpu, found[-1].steps, self._kernels, addresses)
+
     def _view(self, flat: Logits, n: int) -> Logits:
         return flat.reshape(n, self._device.logits_stride)[:, : self._model.n_vocab]
 
@@ -123,7 +139,7 @@ class CudaExecutor:
         self._gpu.synchronize()
         self._inputs.set_one(token, cell)
         launched = perf_counter()
-        self._start("logits")
+        self._start("logits", self._for_logits)
         self._gpu.synchronize()
         self._count("decode", 1, started, launched)
         return self._row
@@ -152,13 +168,12 @@ class CudaExecutor:
         return chosen
 
     def _start_choice(self) -> None:
-        self._start("greedy")
+        self._start("greedy", self._for_choice)
         self._turn = 1 - self._turn
         self._gpu.record(self._marks[self._turn])
 
-    def _start(self, kind: str) -> None:
-        """Start the step of a token, for its logits or up to the choice of the next."""
-        record = {"logits": self._for_logits, "greedy": self._for_choice}[kind]
+    def _start(self, kind: str, record: Callable[[], None]) -> None:
+        """Start a step of a kind, recorded when the first of its kind is started."""
         if self._weights.reads or self._gpu.careful:
             record()
             return
@@ -178,20 +193,42 @@ class CudaExecutor:
     # batches
 
     def run(self, batch: Batch) -> Logits:
-        """Evaluate a batch, one sequence after the other.
+        """Evaluate a batch: a small one in one pass, another one sequence after the other.
 
         Returns
         -------
-        float32 [n_outputs, n_vocab].
+        float32 [n_outputs, n_vocab], a view that the next call overwrites.
         """
         self._gpu.use()
         self._ahead = None
+        plain = all(s.token_ids is not None and s.positions is None for s in batch.sequences)
+        if self._small is not None and plain and batch.n_tokens <= self._max_small:
+            return self._run_small(self._small, batch)
         rows = [self._run_sequence(sequence) for sequence in batch.sequences]
         found = [row for row in rows if row is not None]
         if len(found) == 1:
             return found[0]
         empty = np.empty((0, self._model.n_vocab), np.float32)
         return np.concatenate(found) if found else empty
+
+    def _run_small(self, program: BoundProgram, batch: Batch) -> Logits:
+        started = perf_counter()
+        n, n_outputs = batch.n_tokens, batch.n_outputs
+        self._gpu.synchronize()
+        self._inputs.set_several(batch.sequences)
+        launched = perf_counter()
+
+        def record() -> None:
+            self._weights.run(program, n, n_outputs, 0, None if n_outputs else program.first_head)
+            if n_outputs:
+                nbytes = 4 * self._device.logits_stride * n_outputs
+                self._gpu.download(self._small_memory, self._small_logits, nbytes)
+
+        self._start(f"{n} tokens, {n_outputs} outputs", record)
+        self._gpu.synchronize()
+        worth = n - batch.guesses
+        self._count("decode" if worth == len(batch.sequences) else "prefill", worth, started, launched)
+        return self._small_rows[:n_outputs]
 
     def _run_sequence(self, sequence: BatchSequence) -> Logits | None:
         started = perf_counter()

@@ -9,9 +9,11 @@ import numpy as np
 
 from airrun.cuda.driver import Device
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS
+from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS, MAX_SMALL
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from airrun.replay.batch import BatchSequence
@@ -47,7 +49,8 @@ class Inputs:
         self._host_one = gpu.allocate_pinned(self._n_arrays * _UNIT)
         self._one: Ints = np.frombuffer(self._host_one, np.int32).reshape(self._n_arrays, -1)[:, 0]
         self._device_one = gpu.allocate(self._n_arrays * _UNIT)
-        self._table = gpu.allocate(4 * plan.kv.max_blocks)
+        self._table = gpu.allocate(4 * plan.kv.max_blocks * MAX_SMALL)
+        self._max_blocks = plan.kv.max_blocks
         self._blocks: list[int] = []
         ring = gpu.allocate_pinned(4 * CHOSEN_RING)
         self.chosen: Ints = np.frombuffer(ring, np.int32)
@@ -94,6 +97,24 @@ class Inputs:
             rows = self._angles.rows(self._angles.places(sequence.positions))
             self._gpu.upload(self._rope + self._rope_nbytes * self._ctx_size, rows.ctypes.data, rows.nbytes)
             self._batch[4, :n] = np.arange(self._ctx_size, self._ctx_size + n)
+        self._gpu.upload(self._device, ctypes.addressof(self._host), self._batch.nbytes)
+        self._gpu.synchronize()
+
+    def set_several(self, sequences: Sequence[BatchSequence]) -> None:
+        """Describe new tokens of up to `MAX_SMALL` sequences. Returns when the device has them."""
+        at, outputs = 0, 0
+        tables = np.zeros((len(sequences), self._max_blocks), np.int32)
+        for number, sequence in enumerate(sequences):
+            assert sequence.token_ids is not None
+            cells = np.arange(sequence.first_cell, sequence.first_cell + sequence.n)
+            here = slice(at, at + sequence.n)
+            self._batch[0, here], self._batch[1, here], self._batch[2, here] = sequence.token_ids, cells, number
+            self._batch[3, outputs : outputs + len(sequence.outputs)] = [at + i for i in sequence.outputs]
+            self._batch[4, here] = cells
+            tables[number, : len(sequence.memory.blocks)] = sequence.memory.blocks
+            at, outputs = at + sequence.n, outputs + len(sequence.outputs)
+        self._blocks = []
+        self._gpu.upload(self._table, tables.ctypes.data, tables.nbytes)
         self._gpu.upload(self._device, ctypes.addressof(self._host), self._batch.nbytes)
         self._gpu.synchronize()
 

@@ -23,7 +23,7 @@ _BLOCK_NBYTES = 1 << 30
 
 def loaders() -> int:
     """Threads that read what is read once: a page cache gives more the more ask it."""
-    return max(2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+    return max(2, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
 
 
 def read_transfer(

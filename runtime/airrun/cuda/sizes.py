@@ -21,7 +21,7 @@ from airrun.cuda.tiers import (
 )
 from airrun.errors import BudgetError, UsageError
 from airrun.ledger import interpreter_nbytes, kv_nbytes
-from airrun.plan.device import CHOSEN_RING, DevicePlan
+from airrun.plan.device import CHOSEN_RING, MAX_SMALL, DevicePlan
 from airrun.plan.schema import Plan
 
 _FREE_SHARE = 0.97
@@ -57,7 +57,7 @@ class DeviceSizes:
     kv
         The cache.
     logits
-        Of one row.
+        Of a single token, and of a small batch.
     process
         Host memory that is not pinned: the interpreter, the tokenizer, the driver: an estimate.
     """
@@ -175,7 +175,7 @@ class _Run:
     def sizes(self, max_tokens: int, tiers: Tiers) -> DeviceSizes:
         plan, device = self.plan, self.device
         blocks = self.parallel * -(-self.ctx_size // plan.kv.block_cells)
-        arrays = _whole(4 * max_tokens) * 5 + _whole(4 * plan.kv.max_blocks) + _whole(4 * CHOSEN_RING)
+        arrays = _whole(4 * max_tokens) * 5 + _whole(4 * plan.kv.max_blocks * MAX_SMALL) + _whole(4 * CHOSEN_RING)
         return DeviceSizes(
             ctx_size=self.ctx_size,
             parallel=self.parallel,
@@ -187,7 +187,7 @@ class _Run:
             scratch=device.scratch_nbytes,
             inputs=arrays + 8 * plan.rope.n_pairs * (self.ctx_size + max_tokens),
             kv=kv_nbytes(plan.kv, blocks, 0),
-            logits=4 * device.logits_stride,
+            logits=4 * device.logits_stride * (1 + MAX_SMALL),
             process=interpreter_nbytes(plan) + _DRIVER_NBYTES,
         )
 

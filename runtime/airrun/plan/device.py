@@ -27,6 +27,9 @@ is float32 [rows, 2, dim/2], cosines and sines by position; rope_rows [n] says w
 
 CHOSEN_RING = 64
 
+MAX_SMALL = 8
+"""Tokens of a small batch, of as many sequences at most: rows of the block table."""
+
 AXES = 3
 
 COUNTS = ("fixed", "tokens", "outputs")
@@ -60,8 +63,8 @@ class Launch:
 
 @record
 class DeviceProgram:
-    """Launches for batches of up to `max_tokens` tokens of one sequence. `hidden` is the buffer that embeddings are
-    written to."""
+    """Launches for batches of up to `max_tokens` tokens, those of the last program of one sequence only. `hidden` is
+    the buffer that embeddings are written to."""
 
     name: str
     max_tokens: int

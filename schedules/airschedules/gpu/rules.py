@@ -7,7 +7,7 @@ most targets were not at hand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton.tiles import count_units
@@ -145,6 +145,14 @@ def configure(task: ProductTask, rows: int, tile: int, columns: int, reason: str
     return ProductConfig(rows, tile, columns, unroll, 1, reason)
 
 
+def for_tokens(config: ProductConfig, tokens: int) -> ProductConfig:
+    """A configuration for several rows of activations at a time: fewer matrix rows leave registers for their sums."""
+    if tokens == 1:
+        return config
+    reason = f"{tokens} tokens; for one: {config.reason}"
+    return replace(config, rows=max(1, config.rows // 2), unroll=False, reason=reason)
+
+
 def schedule_gemm(kind: str, n_rows: int, k: int, arch: str) -> GemmConfig:
     """Tiles for tensor cores: as large as shared memory and registers allow."""
     if kind == "f32":
@@ -172,6 +180,7 @@ __all__ = [
     "ProductRecord",
     "ProductTask",
     "candidates",
+    "for_tokens",
     "schedule_flash",
     "schedule_gemm",
     "schedule_product",

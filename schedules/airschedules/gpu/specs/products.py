@@ -8,7 +8,7 @@ from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton import gemm, matrices, product
 from airkernels.triton.build import Constants
 from airkernels.triton.layout import RowLayout, padded
-from airschedules.gpu.rules import ProductConfig, ProductTask, schedule_gemm, schedule_product
+from airschedules.gpu.rules import ProductConfig, ProductTask, for_tokens, schedule_gemm, schedule_product
 from airschedules.gpu.schedule import DeviceSchedule, DeviceSpec
 
 _FLOATS = {"F32": "*fp32", "F16": "*fp16", "BF16": "*bf16"}
@@ -17,7 +17,7 @@ _PLANES = ("*u32", "*fp16")
 
 @dataclass(frozen=True)
 class ProductSpec(DeviceSpec):
-    """A product with one row of activations at a time. Extents: matrix rows, tokens."""
+    """A product with `tokens` rows of activations at a time. Extents: matrix rows, tokens."""
 
     weights: str
     n_rows: int
@@ -26,6 +26,7 @@ class ProductSpec(DeviceSpec):
     out_stride: int
     accumulate: bool
     bias: bool
+    tokens: int = 1
 
     @property
     def fmt(self) -> str:
@@ -36,7 +37,8 @@ class ProductSpec(DeviceSpec):
         return (self.n_rows, self.n_cols)
 
     def schedule(self, arch: str) -> DeviceSchedule:
-        return self.configured(schedule_product(ProductTask(self.weights, self.kind, self.n_rows, self.n_cols), arch))
+        task = ProductTask(self.weights, self.kind, self.n_rows, self.n_cols)
+        return self.configured(for_tokens(schedule_product(task, arch), self.tokens))
 
     def configured(self, config: ProductConfig) -> DeviceSchedule:
         """The product under a configuration."""
@@ -45,7 +47,7 @@ class ProductSpec(DeviceSpec):
         constants: Constants = {
             "N_ROWS": self.n_rows,
             "N_COLS": self.n_cols,
-            "TOKENS": 1,
+            "TOKENS": self.tokens,
             "X_STRIDE": x_stride,
             "OUT_STRIDE": self.out_stride,
             "ACCUMULATE": self.accumulate,
@@ -55,11 +57,13 @@ class ProductSpec(DeviceSpec):
             constants |= {"FORMAT": self.weights, "KIND": self.kind, "ROWS": config.rows, "TILE": config.tile}
             constants |= {"COLUMNS": config.columns, "UNROLL": config.unroll}
             types: tuple[str, ...] = (*_PLANES, "*u32", "*fp32", "*fp32")
-            tiles = (config.rows * config.tile // config.columns, 1)
+            tiles = (config.rows * config.tile // config.columns, self.tokens)
             return DeviceSchedule(product.product, types, constants, tiles, 1, 1, config.reason)
         constants |= {"ROWS": config.rows, "COLUMNS": config.columns}
         types = (_FLOATS[self.weights], "*fp32", "*fp32", "*fp32")
-        return DeviceSchedule(product.product_float, types, constants, (config.rows, 1), config.warps, 2, config.reason)
+        return DeviceSchedule(
+            product.product_float, types, constants, (config.rows, self.tokens), config.warps, 2, config.reason
+        )
 
 
 @dataclass(frozen=True)
