@@ -158,7 +158,7 @@ def device_sizes(
 
 
 def _available() -> int:
-    from airrun.machine.system import available_ram
+    from airrun.ram import available_ram
 
     return int(0.9 * available_ram())
 
