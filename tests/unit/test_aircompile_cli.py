@@ -132,7 +132,7 @@ def test_refusals_are_one_line_and_leave_nothing(
         (["build", "m", "--threads", "x"], "'x' is not a valid number"),
         (["build", "m", "--tune", "half"], "invalid choice: 'half'"),
         (["build", "m", "--kv-type", "q8"], "'q8' is no type of a KV cache"),
-        (["build", "m", "--vram", "1"], "unrecognized arguments: --vram 1"),
+        (["build", "m", "--vrams", "1"], "unrecognized arguments: --vrams 1"),
         (["tune", "m"], "the following arguments are required: --target"),
     ],
 )
