@@ -74,7 +74,7 @@ def test_explain_and_doctor_know_the_gpu(
 
     monkeypatch.setattr(driver, "available", lambda: "no NVIDIA driver")
     finding = next(f for f in diagnose(loaded) if f.subject == "gpu")
-    assert finding.status == "warning" and finding.detail.endswith("no NVIDIA driver: the processor will do")
+    assert finding.status == "warning" and finding.has == "no NVIDIA driver: the processor will do"
 
 
 def test_tune_needs_the_gpu_of_its_target(tmp_path: Path) -> None:
