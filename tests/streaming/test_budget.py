@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from plan_sample import sample
@@ -24,12 +22,9 @@ from airrun.errors import BudgetError
 from airrun.generation.generate import GenerateConfig
 from airrun.ledger import sizes_of
 from airrun.machine.profile import Disk
-from airrun.plan.chunks import chunks_of
 from airrun.plan.schema import Plan, Segment, Stream
 from airrun.predict import predict
-from airrun.weights import stream as stream_module
 from airrun.weights.files import WeightFiles
-from airrun.weights.residency import PAGE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from cgroup import MemoryGroup
@@ -222,30 +217,3 @@ def test_doctor_says_how_streamed_weights_are_read(open_streamed: Open, monkeypa
 
     monkeypatch.setattr(WeightFiles, "_open_direct", staticmethod(refuse))
     assert disk().status == "ok" and "without direct reads" in disk().has
-
-
-def test_mapped_weights_are_let_go_of_where_pages_are_large(
-    open_streamed: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Chunks begin at multiples of 4 KiB, which are no pages on machines of 16 KiB: what is released must be some."""
-    found = {}
-    for page in (1 << 14, 1 << 30):  # with the second nothing is a whole page
-        monkeypatch.setattr(stream_module, "mmap", SimpleNamespace(PAGESIZE=page))
-        engine = open_streamed(panels=16, load_mode="mmap")
-        assert len({chunk.offset // PAGE * PAGE % page for chunk in chunks_of(engine.plan)}) > 1
-        logits = engine.logits([1, 2, 3])
-        found[page] = logits, mapped_resident_nbytes(engine._files.paths[0])
-        engine.close()
-    (logits, nbytes), (same, everything) = found.values()
-    assert (logits == same).all() and nbytes < everything / 2
-
-
-def mapped_resident_nbytes(path: Path) -> int:
-    """Bytes of a mapped file that are in this process."""
-    inside, kib = False, 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = line.endswith(str(path))
-        elif inside and line.startswith("Rss:"):
-            kib += int(line.split()[1])
-    return kib << 10

@@ -8,7 +8,7 @@
 #include "replay.h"
 #include "sys.h"
 
-enum { SPINS = 200, PAGE = 4096 };
+enum { SPINS = 200 };
 
 static const struct air_time LOOK_AGAIN = {0, 200000000};
 static const float LARGE = 1e30f;
@@ -124,10 +124,11 @@ int32_t air_experts_await(const struct air_demand *demand, int32_t expert) {
 static void load(struct air_experts *c, int32_t slot, char *raw) {
     const struct air_place *place = &c->places[slot];
     struct air_bank *bank = place->bank;
-    int64_t offset = bank->offset + place->expert * bank->matrix_nbytes, first = offset / PAGE * PAGE;
-    int64_t needed = offset + bank->matrix_nbytes - first, nbytes = (needed + PAGE - 1) / PAGE * PAGE;
+    int64_t offset = bank->offset + place->expert * bank->matrix_nbytes;
+    int64_t first = offset / AIR_READ_UNIT * AIR_READ_UNIT, needed = offset + bank->matrix_nbytes - first;
+    int64_t nbytes = (needed + AIR_READ_UNIT - 1) / AIR_READ_UNIT * AIR_READ_UNIT;
     int32_t failed = air_read_fully(c->read, bank->file, raw, nbytes, needed, first);
-    if (c->drop_cache) air_syscall(SYS_FADVISE64, bank->file, first, nbytes, FADVISE_DONTNEED);
+    if (c->drop_cache) air_forget(bank->file, first, first + needed, c->page_nbytes);
     if (failed) {
         air_fail(&c->failure, bank->first_chunk + place->expert, failed);
         return;

@@ -59,6 +59,9 @@ struct air_stream {
 
 enum { AIR_TRUNCATED = 0x7fffffff };
 
+/* Reads past the page cache begin and end at multiples of this, on any machine: `PAGE` of `airrun.weights.residency`. */
+enum { AIR_READ_UNIT = 4096 };
+
 /* How a call gets rows that are streamed: `chunk` of the pass holds them as they stand in the file. Row r of the weight
  * begins `skew` + r * (bytes of a row) after the start of the buffer. */
 struct air_fetch {
@@ -162,7 +165,7 @@ struct air_experts {
     int32_t drop_cache;
     int32_t timeout_s;
     int32_t round;
-    int32_t reserved0;
+    int32_t page_nbytes; /* of this machine's memory */
     int64_t reserved1[4];
 
     volatile uint64_t posted; /* jobs that there are */
@@ -227,6 +230,8 @@ AIR_INTERNAL char *air_stream_use(struct air_team *team, const struct air_fetch 
 AIR_INTERNAL void air_stream_release(struct air_team *team, int32_t chunk);
 AIR_INTERNAL int32_t air_experts_await(const struct air_demand *demand, int32_t expert);
 AIR_INTERNAL void air_fail(volatile uint64_t *failure, int32_t where, int32_t reason);
+/* Has the system forget the pages that hold [first, end) of a file, those at the ends included. */
+AIR_INTERNAL void air_forget(int32_t file, int64_t first, int64_t end, int32_t page_nbytes);
 AIR_INTERNAL int32_t air_read_fully(air_read read, int32_t file, char *to, int64_t nbytes, int64_t needed, int64_t offset);
 
 #endif

@@ -7,7 +7,7 @@
 #include "replay.h"
 #include "sys.h"
 
-enum { SPINS = 200, PAGE = 4096 };
+enum { SPINS = 200 };
 
 static const struct air_time LOOK_AGAIN = {0, 200000000};
 
@@ -49,29 +49,51 @@ int32_t air_read_fully(air_read read, int32_t file, char *to, int64_t nbytes, in
     while (got < needed) {
         int64_t n = read(file, to + got, (uint64_t)(nbytes - got), offset + got);
         if (n == -ERRNO_INTR) continue;
-        /* a file that ends within a page was read up to its end, and past the page cache there is no going on there */
-        if (n == 0 || (n == -ERRNO_INVAL && got % PAGE)) return AIR_TRUNCATED;
+        /* a file that ends within a unit was read up to its end, and past the page cache there is no going on there */
+        if (n == 0 || (n == -ERRNO_INVAL && got % AIR_READ_UNIT)) return AIR_TRUNCATED;
         if (n < 0) return (int32_t)-n;
-        /* reads past the page cache go on at a page only; where that would be no progress, they go on where they are */
-        got = n >= PAGE && got + n < needed ? (got + n) / PAGE * PAGE : got + n;
+        /* reads past the page cache go on at a unit only; where that would be no progress, they go on where they are */
+        got = n >= AIR_READ_UNIT && got + n < needed ? (got + n) / AIR_READ_UNIT * AIR_READ_UNIT : got + n;
     }
     return 0;
 }
 
+/* Offsets are rounded to pages of memory, which may be larger than the units of reading. */
+static int64_t round_down(int64_t at, int32_t page_nbytes) { return at - at % page_nbytes; }
+
+void air_forget(int32_t file, int64_t first, int64_t end, int32_t page_nbytes) {
+    first = round_down(first, page_nbytes);
+    end = round_down(end + page_nbytes - 1, page_nbytes);
+    if (first < end) air_syscall(SYS_FADVISE64, file, first, end - first, FADVISE_DONTNEED);
+}
+
 /* Brings the pages of a mapped chunk in; where the system is too old to be asked, by touching them. */
-static int32_t populate(char *map, const struct air_chunk *chunk) {
-    long n = air_syscall(SYS_MADVISE, (long)(map + chunk->offset), chunk->nbytes, MADVISE_POPULATE_READ, 0);
+static int32_t populate(const struct air_stream *s, const struct air_chunk *chunk) {
+    int64_t first = round_down(chunk->offset, s->page_nbytes), nbytes = chunk->offset + chunk->needed - first;
+    char *pages = s->maps[chunk->map] + first;
+    long n = air_syscall(SYS_MADVISE, (long)pages, nbytes, MADVISE_POPULATE_READ, 0);
     if (n == -ERRNO_INVAL || n == -ERRNO_NOSYS) {
-        for (int64_t at = 0; at < chunk->needed; at += PAGE) (void)*(volatile char *)(map + chunk->offset + at);
+        for (int64_t at = 0; at < nbytes; at += s->page_nbytes) (void)*(volatile char *)(pages + at);
         return 0;
     }
     return (int32_t)-n;
 }
 
+/* Lets go of the pages of a mapped chunk that was used. One that the next chunk begins in stays, and goes with that. */
+static void release_map(const struct air_stream *s, int32_t index) {
+    const struct air_chunk *chunk = &s->chunks[index], *next = chunk + 1;
+    int64_t first = round_down(chunk->offset, s->page_nbytes), end = chunk->offset + chunk->needed;
+    int64_t last = round_down(end, s->page_nbytes);
+    if (index + 1 < s->n_chunks && next->file == chunk->file && last <= next->offset && next->offset <= end) end = last;
+    if (first == end) return;
+    air_syscall(SYS_MADVISE, (long)(s->maps[chunk->map] + first), end - first, MADVISE_DONTNEED, 0);
+    if (s->drop_cache) air_forget(chunk->file, first, end, s->page_nbytes);
+}
+
 static int32_t load(struct air_stream *s, const struct air_chunk *chunk, char *buffer) {
-    if (s->maps) return populate(s->maps[chunk->map], chunk);
+    if (s->maps) return populate(s, chunk);
     int32_t failed = air_read_fully(s->read, chunk->file, buffer, chunk->nbytes, chunk->needed, chunk->offset);
-    if (s->drop_cache) air_syscall(SYS_FADVISE64, chunk->file, chunk->offset, chunk->nbytes, FADVISE_DONTNEED);
+    if (s->drop_cache) air_forget(chunk->file, chunk->offset, chunk->offset + chunk->needed, s->page_nbytes);
     return failed;
 }
 
@@ -137,14 +159,7 @@ void air_stream_release(struct air_team *team, int32_t chunk) {
     struct air_stream *s = team->stream;
     uint64_t number = number_of(team, s, chunk);
     struct air_slot *slot = &s->slots[number % (uint64_t)s->n_slots];
-    if (s->maps) {
-        const struct air_chunk *c = &s->chunks[chunk];
-        /* pages may be larger here than those of the file; the last one is the next chunk's as well */
-        int64_t first = c->offset - c->offset % s->page_nbytes, end = c->offset + c->needed;
-        int64_t whole = end - end % s->page_nbytes - first;
-        air_syscall(SYS_MADVISE, (long)(s->maps[c->map] + first), whole, MADVISE_DONTNEED, 0);
-        if (s->drop_cache) air_syscall(SYS_FADVISE64, c->file, first, whole, FADVISE_DONTNEED);
-    }
+    if (s->maps) release_map(s, chunk);
     STORE(slot->free, (int32_t)(number + (uint64_t)s->n_slots));
     air_wake_all(&slot->free);
 }

@@ -7,6 +7,7 @@ as in LRFU (Lee et al. 2001).
 from __future__ import annotations
 
 import ctypes
+import mmap
 import struct
 import threading
 import weakref
@@ -69,7 +70,7 @@ class _State(ctypes.Structure):
         ("drop_cache", ctypes.c_int32),
         ("timeout_s", ctypes.c_int32),
         ("round", ctypes.c_int32),
-        ("reserved0", ctypes.c_int32),
+        ("page_nbytes", ctypes.c_int32),
         ("reserved1", ctypes.c_int64 * 4),
         ("posted", ctypes.c_uint64),
         ("begun", ctypes.c_uint64),
@@ -137,7 +138,7 @@ class ExpertCache:
         state.n_banks, state.n_slots = len(self._banks), n_slots
         rounds = HALF_LIFE * len(needs_of(plan, plan.programs[0]))
         state.growth, state.weight = 2.0 ** (1.0 / rounds), 1.0
-        state.drop_cache, state.timeout_s = drop_cache, TIMEOUT_S
+        state.drop_cache, state.timeout_s, state.page_nbytes = drop_cache, TIMEOUT_S, mmap.PAGESIZE
         self._demands: list[object] = []
         self._settled = True
         self.forget()

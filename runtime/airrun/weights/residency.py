@@ -19,7 +19,8 @@ from airrun.records import record
 from airrun.weights.expert_banks import banks_of, chosen_nbytes, least_slots, slot_nbytes
 
 PAGE = 4096
-"""Reads past the page cache begin and end at multiples of this, in the file and in memory."""
+"""Reads past the page cache begin and end at multiples of this, in the file and in memory: every disk and file system
+takes that, and pages of memory, of 4 to 64 KiB, are multiples of it. What a run reads so depends on the plan alone."""
 
 
 class Segment(NamedTuple):
