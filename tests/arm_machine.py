@@ -23,7 +23,9 @@ _PACKAGES = (
 )
 # older ones know neither a Neoverse V1 nor say in /proc/cpuinfo what they emulate
 _EMULATOR = f"qemu-user:amd64/{_RELEASE}-backports"
-_WHEELS = ("numpy", "jinja2")
+# only older ones can have pages that this machine does not have
+_EMULATOR_OF_PAGES = f"qemu-user-static:amd64/{_RELEASE}"
+_WHEELS = ("numpy", "jinja2", "backports.zstd")
 
 PROCESSORS = {"armv8-a": "cortex-a53", "armv8-a+dotprod": "cortex-a76", "armv8-a+i8mm": "neoverse-v1"}
 """For every level a processor of QEMU that has it and nothing better."""
@@ -31,18 +33,21 @@ PROCESSORS = {"armv8-a": "cortex-a53", "armv8-a+dotprod": "cortex-a76", "armv8-a
 _RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
 
 
-def emulator_command(processor: str) -> list[str]:
-    """What runs a program on a processor of QEMU, put before it."""
-    return [str(unpacked(_EMULATOR, release=_RELEASE) / "usr" / "bin" / "qemu-aarch64"), "-cpu", processor]
+def emulator_command(processor: str, page_nbytes: int = 0) -> list[str]:
+    """What runs a program on a processor of QEMU, put before it; with this machine's pages, or of another size."""
+    if not page_nbytes:
+        return [str(unpacked(_EMULATOR, release=_RELEASE) / "usr" / "bin" / "qemu-aarch64"), "-cpu", processor]
+    emulator = unpacked(_EMULATOR_OF_PAGES, release=_RELEASE) / "usr" / "bin" / "qemu-aarch64-static"
+    return [str(emulator), "-cpu", processor, "-p", str(page_nbytes)]
 
 
 def python(
-    processor: str, *arguments: str, environment: Mapping[str, str], timeout: float
+    processor: str, *arguments: str, environment: Mapping[str, str], timeout: float, page_nbytes: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` on a processor of QEMU, with the runtime on the path and nothing of the compiler."""
     root = unpacked(*(f"{name}:arm64" for name in _PACKAGES), release=_RELEASE)
-    path = os.pathsep.join([str(_RUNTIME), str(kept("aarch64-site-packages", _install))])
-    command = [*emulator_command(processor), "-L", str(root), str(root / "usr/bin/python3.11"), *arguments]
+    path = os.pathsep.join([str(_RUNTIME), str(kept("-".join(("aarch64", *_WHEELS)), _install))])
+    command = [*emulator_command(processor, page_nbytes), "-L", str(root), str(root / "usr/bin/python3.11"), *arguments]
     return subprocess.run(
         command,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": path, **environment},

@@ -1,7 +1,8 @@
 """Logits of plans on another machine, in one process: python arm_worker.py JOBS.json
 
 A job names a plan, its model, a file of token ids and one for the logits of all of them; prints the instruction set
-that was chosen for each. With more than one number of tokens in `split`, they are given one after the other.
+that was chosen for each, and how weights are read where they are not kept. With more than one number of tokens in
+`split`, they are given one after the other; `options` are those of the engine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from airrun.engine import Engine
 def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         ids = np.load(job["ids"]).tolist()
-        with Engine.from_plan(job["plan"], job["model"], threads=job["threads"]) as engine:
+        with Engine.from_plan(job["plan"], job["model"], **job["options"]) as engine:
             session = engine.new_session()
             rows, at = [], 0
             for n in job["split"]:
@@ -26,7 +27,7 @@ def main() -> None:
                 at += n
             session.reset()
             np.save(job["logits"], np.concatenate(rows))
-            print(engine.isa)
+            print(engine.isa, engine.load_mode if engine.streams else "")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Emulated:
                         "ids": str(ids),
                         "logits": str(self._path(case, part)),
                         "split": split,
-                        "threads": threads,
+                        "options": {"threads": threads},
                     }
                 )
         (file := self._folder / f"{level}.json").write_text(json.dumps(jobs))
@@ -205,7 +205,7 @@ def test_every_greedy_token_of_smollm2(
         np.save(ids, entry["tokens"] + entry["greedy"][:-1])
         split = [len(entry["tokens"]) + len(entry["greedy"]) - 1]
         job = {"plan": str(plan), "model": str(smollm2), "ids": str(ids), "logits": str(logits)}
-        jobs.append(job | {"split": split, "threads": 1})
+        jobs.append(job | {"split": split, "options": {"threads": 1}})
     (file := tmp_path / "jobs.json").write_text(json.dumps(jobs))
     worker = str(Path(__file__).with_name("arm_worker.py"))
     processor = arm_machine.PROCESSORS[TARGETS[target]]

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from package_sample import PLAN, WEIGHTS, sample_files
 from plan_sample import sample
 
 from aircompile.cli import main as aircompile
+from aircompile.pack_command import pack
 from airrun.cli import main as airrun
 from airrun.engine import Engine
 from airrun.errors import PlanError, UsageError
+from airrun.package.manifest import MANIFEST
+from airrun.package.verify import verify_package
 from airrun.plan.container import read_plan, sign_plan, write_plan
 from airrun.plan.signature import require_signature
 
@@ -122,6 +126,39 @@ def test_keys_that_are_none(tmp_path: Path, signed: tuple[Path, Path], monkeypat
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     with pytest.raises(UsageError, match=r"need the package cryptography: pip install"):
         require_signature(read_plan(path), [public])
+
+
+def test_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive, and the folder of it: whoever unpacks them for a fleet asks for its signature."""
+    (private, public), (_, other) = make_key(tmp_path, "ours"), make_key(tmp_path, "other")
+    for name, data in sample_files().items():
+        (tmp_path / name).write_bytes(data)
+    unsigned, signed = tmp_path / "unsigned.tar.zst", tmp_path / "signed.tar.zst"
+    pack(tmp_path / WEIGHTS, tmp_path / PLAN, unsigned)
+    sign_plan(tmp_path / PLAN, private)
+    pack(tmp_path / WEIGHTS, tmp_path / PLAN, signed)
+    out = tmp_path / "out"
+    require = ["--require-signature", str(other), "--require-signature", str(public)]
+    assert airrun(["verify", str(signed), "--extract", str(out), *require]) == 0
+    assert "its plan signed by a required key" in capsys.readouterr().out
+    assert airrun(["verify", str(out), *require]) == 0
+    verify_package(unsigned)  # nobody asks
+
+    for package, key, message in (
+        (unsigned, public, "is not signed, and a signature is required"),
+        (signed, other, "is signed by another key than those required"),
+        (out, other, "is signed by another key than those required"),
+        (signed, private, "is not an ed25519 public key"),
+        (signed, tmp_path / "absent.pem", "No such file"),
+    ):
+        new = ["--extract", str(tmp_path / "new")] if package != out else []
+        assert airrun(["verify", str(package), *new, "--require-signature", str(key)]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    # what was refused is not unpacked; weights are no program
+    assert not (tmp_path / "new" / PLAN).exists() and not (tmp_path / "new" / MANIFEST).exists()
+    monkeypatch.setenv("AIR_ARG_REQUIRE_SIGNATURE", str(other))
+    assert airrun(["verify", str(signed)]) == 1
 
 
 def test_commands(home: Path, model: Path, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,17 +20,25 @@ from airrun.package.archive import CHUNK, Member, is_archive, read_archive
 from airrun.package.manifest import MANIFEST, MAX_NBYTES, Manifest, PackedFile, PackedWeights, parse_manifest
 from airrun.paths import ensure_dir, replacing, write_atomic
 from airrun.plan.checks import show
-from airrun.plan.container import decode_plan
+from airrun.plan.container import LoadedPlan, decode_plan
 
 Checked = Callable[[PackedFile], None]
 """Called with every file whose digest was right."""
+
+Approve = Callable[[LoadedPlan], None]
+"""Called with the plan; an `AirError` refuses the package."""
 
 _MAX_PLAN_NBYTES = 256 << 20
 _MAX_RATIO, _SLACK = 1000, 1 << 20
 """Weights hardly compress: an archive that says to hold a thousand times its bytes is made to fill a disk."""
 
 
-def verify_package(path: Path, into: Path | None = None, checked: Checked = lambda _: None) -> Manifest:
+def verify_package(
+    path: Path,
+    into: Path | None = None,
+    checked: Checked = lambda _: None,
+    approve: Approve = lambda _: None,
+) -> Manifest:
     """Check every digest of a package, and that its plan is one, and for its weights.
 
     Parameters
@@ -41,6 +49,8 @@ def verify_package(path: Path, into: Path | None = None, checked: Checked = lamb
         Folder to unpack an archive to; its manifest is written last.
     checked
         Is told of every file.
+    approve
+        Is asked about the plan, before it is unpacked, and refuses it by an error.
 
     Raises
     ------
@@ -51,17 +61,17 @@ def verify_package(path: Path, into: Path | None = None, checked: Checked = lamb
         if path.is_dir():
             if into is not None:
                 raise PackageError("is a folder, and so unpacked already")
-            return _verify_folder(path, checked)
+            return _verify_folder(path, checked, approve)
         if not is_archive(path):
             raise PackageError("is no package: neither a folder nor a .tar.zst archive")
-        return _verify_archive(path, into, checked)
+        return _verify_archive(path, into, checked, approve)
     except PackageError as error:
         raise PackageError(f"{path}: {error}") from None
     except OSError as error:
         raise PackageError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
 
 
-def _verify_archive(path: Path, into: Path | None, checked: Checked) -> Manifest:
+def _verify_archive(path: Path, into: Path | None, checked: Checked, approve: Approve) -> Manifest:
     with path.open("rb") as file:
         members = read_archive(file)
         first = next(members, None)
@@ -73,7 +83,7 @@ def _verify_archive(path: Path, into: Path | None, checked: Checked) -> Manifest
         manifest = parse_manifest(data)
         _check_room(manifest, os.fstat(file.fileno()).st_size, into)
         for wanted in manifest.included:
-            _verify_member(wanted, next(members, None), manifest, into)
+            _verify_member(wanted, next(members, None), manifest, into, approve)
             checked(wanted)
         if (more := next(members, None)) is not None:
             raise PackageError(f"holds {show(more.name)}, which its manifest does not name")
@@ -92,7 +102,9 @@ def _check_room(manifest: Manifest, nbytes: int, into: Path | None) -> None:
             raise PackageError(f"holds {total} bytes, {into} has room for {free}")
 
 
-def _verify_member(wanted: PackedFile, member: Member | None, manifest: Manifest, into: Path | None) -> None:
+def _verify_member(
+    wanted: PackedFile, member: Member | None, manifest: Manifest, into: Path | None, approve: Approve
+) -> None:
     if member is None:
         raise PackageError(f"does not hold {show(wanted.name)}, which its manifest names")
     if (member.name, member.nbytes) != (wanted.name, wanted.nbytes):
@@ -101,13 +113,13 @@ def _verify_member(wanted: PackedFile, member: Member | None, manifest: Manifest
             f"{show(wanted.name)} of {wanted.nbytes}"
         )
     if into is None:
-        _check(wanted, member.read(), manifest, None)
+        _check(wanted, member.read(), manifest, None, approve)
         return
     with replacing(into / wanted.name) as out:
-        _check(wanted, member.read(), manifest, out)
+        _check(wanted, member.read(), manifest, out, approve)
 
 
-def _verify_folder(folder: Path, checked: Checked) -> Manifest:
+def _verify_folder(folder: Path, checked: Checked, approve: Approve) -> Manifest:
     with _opened(folder / MANIFEST) as file:
         data = file.read(MAX_NBYTES + 1)
     if len(data) > MAX_NBYTES:
@@ -121,7 +133,7 @@ def _verify_folder(folder: Path, checked: Checked) -> Manifest:
             nbytes = os.fstat(file.fileno()).st_size
             if nbytes != wanted.nbytes:
                 raise PackageError(f"{wanted.name} has {nbytes} bytes, its manifest says {wanted.nbytes}")
-            _check(wanted, iter(lambda file=file: file.read(CHUNK), b""), manifest, None)  # type: ignore[misc]
+            _check(wanted, iter(lambda file=file: file.read(CHUNK), b""), manifest, None, approve)  # type: ignore[misc]
         checked(wanted)
     return manifest
 
@@ -142,7 +154,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
-def _check(wanted: PackedFile, chunks: Iterable[bytes], manifest: Manifest, out: BinaryIO | None) -> None:
+def _check(
+    wanted: PackedFile, chunks: Iterable[bytes], manifest: Manifest, out: BinaryIO | None, approve: Approve
+) -> None:
     """Digest a file while it is read, and copied; what the plan says of weights must be what the manifest says."""
     whole, head = hashlib.sha256(), hashlib.sha256()
     kept, seen = bytearray(), 0
@@ -163,15 +177,16 @@ def _check(wanted: PackedFile, chunks: Iterable[bytes], manifest: Manifest, out:
     if isinstance(wanted, PackedWeights) and head.hexdigest() != wanted.header_sha256:
         raise PackageError(f"{wanted.name} has another fingerprint than the manifest says")
     if is_plan:
-        _check_plan(bytes(kept), manifest)
+        _check_plan(bytes(kept), manifest, approve)
 
 
-def _check_plan(data: bytes, manifest: Manifest) -> None:
+def _check_plan(data: bytes, manifest: Manifest, approve: Approve) -> None:
     try:
-        plan = decode_plan(data, Path(manifest.plan.name)).plan
+        loaded = decode_plan(data, Path(manifest.plan.name))
+        approve(loaded)
     except AirError as error:
         raise PackageError(str(error)) from None
-    planned = [(each.name, each.nbytes, each.header_nbytes, each.header_sha256) for each in plan.files]
+    planned = [(each.name, each.nbytes, each.header_nbytes, each.header_sha256) for each in loaded.plan.files]
     packed = [(each.name, each.nbytes, each.header_nbytes, each.header_sha256) for each in manifest.weights]
     if planned != packed:
         raise PackageError(f"{manifest.plan.name} is for other weights than the manifest names")

@@ -47,8 +47,30 @@ def require_signature(loaded: LoadedPlan, keys: Sequence[str | os.PathLike[str]]
     UsageError
         No such key, or the package `cryptography` is missing.
     """
+    require_one_of(loaded, read_public_keys(keys))
+
+
+def read_public_keys(keys: Sequence[str | os.PathLike[str]]) -> frozenset[bytes]:
+    """Public keys, 32 bytes each, of PEM files.
+
+    Raises
+    ------
+    UsageError
+        No such key, or the package `cryptography` is missing.
+    """
     from_pem, ed25519 = _cryptography("load_pem_public_key")
-    trusted = {_load(Path(key), _PUBLIC, from_pem, ed25519.Ed25519PublicKey).public_bytes_raw() for key in keys}
+    return frozenset(_load(Path(k), _PUBLIC, from_pem, ed25519.Ed25519PublicKey).public_bytes_raw() for k in keys)
+
+
+def require_one_of(loaded: LoadedPlan, trusted: frozenset[bytes]) -> None:
+    """Refuse a plan that none of the public keys signed.
+
+    Raises
+    ------
+    PlanError
+        It is not signed, by another key, or the signature is not of this plan.
+    """
+    ed25519 = _cryptography("load_pem_public_key")[1]
     if not loaded.signature:
         raise PlanError(f"{loaded.path}: is not signed, and a signature is required")
     key, signature = SIGNATURE.unpack(loaded.signature)
