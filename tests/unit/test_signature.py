@@ -161,7 +161,14 @@ def test_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert airrun(["verify", str(signed)]) == 1
 
 
-def test_commands(home: Path, model: Path, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(
+    home: Path,
+    model: Path,
+    plan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     private, public = make_key(tmp_path, "ours")
     out, other = tmp_path / "p.bin", make_key(tmp_path, "other")[1]
     build = ["build", str(model), "-o", str(out), "--quiet", "--sign"]
@@ -170,8 +177,11 @@ def test_commands(home: Path, model: Path, plan: Path, tmp_path: Path, capsys: p
     # nothing but the signature is new: it is still the plan that was built here
     assert out.read_bytes()[96 : len(plan.read_bytes())] == plan.read_bytes()[96:]
     run = ["-p", "a", "-n", "1", "--model", str(model)]
+    monkeypatch.setattr("airrun.commands.opening.was_built_here", lambda _digest: False)
+    assert airrun([str(out), *run]) == 0
+    assert "trust whoever sent it" in capsys.readouterr().err
     assert airrun([str(out), *run, "--require-signature", str(other), "--require-signature", str(public)]) == 0
-    capsys.readouterr()
+    assert capsys.readouterr().err == ""  # they are trusted
     for path, key, message in ((out, other, "is signed by another key"), (plan, public, "is not signed")):
         assert airrun([str(path), *run, "--require-signature", str(key)]) == 1
         assert message in capsys.readouterr().err

@@ -50,7 +50,8 @@ def open_engine(path: str, model: Sequence[str] = (), **options: Any) -> Engine:
         from airrun.engine import Engine
 
         return Engine.from_gguf(path, **options)
-    _announce(path)
+    if not options.get("require_signature"):  # then it is refused, or from someone who is trusted
+        _announce(path)
     # what is made here lives as long as the process: the collector would look through it again and again, and at exit
     gc.disable()
     try:
