@@ -11,7 +11,6 @@ from aircompile.graph import Graph, Operator
 from aircompile.lowering import Caches, Pointer
 from aircompile.operators import MatMul, Op
 from airkernels.formats import FORMATS, BlockFormat
-from airkernels.triton.layout import FORMATS as DEVICE_FORMATS
 from airrun.errors import UnsupportedError
 from airschedules.gpu.schedule import DeviceSpec
 from airschedules.gpu.specs import ConvertSpec, RowKind
@@ -125,9 +124,9 @@ class DeviceLowering:
     def format(self, tensor: str) -> str:
         """Block format of a tensor whose elements a kernel decodes."""
         name = self.graph.weights[tensor].format
-        if name not in DEVICE_FORMATS:
-            known = ", ".join(DEVICE_FORMATS)
-            raise UnsupportedError(f"tensor {tensor}: block format {name} is not supported on GPUs (known: {known})")
+        if name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UnsupportedError(f"tensor {tensor}: block format {name} is not supported (known: {known})")
         return name
 
     def vector(self, name: str) -> Pointer:

@@ -28,19 +28,26 @@ from airschedules.gpu.specs import (
 )
 
 HEADS = Heads(8, 2, 64, 16, "float16")
+GEMM = GemmSpec("f16", 1024, 512, RowKind("f16", 512, 32).layout.nbytes, 1024, False, False)
+NORM = NormSpec(RowKind("q16", 512, 32), 512, 1e-5)
 SPECS: list[DeviceSpec] = [
     ProductSpec("Q4_0", 1024, 512, "q16", 1024, False, False),
     ProductSpec("Q8_0", 1000, 576, "q8", 1024, True, False),
     ProductSpec("Q4_K", 512, 1024, "q8", 512, True, True),
+    ProductSpec("MXFP4", 512, 1024, "q8", 512, False, False),
+    ProductSpec("IQ3_S", 512, 1024, "q16", 512, False, False),
+    ProductSpec("IQ1_M", 512, 1024, "q8", 512, False, False),
     ProductSpec("F16", 512, 512, "f32", 512, False, False),
-    GemmSpec("f16", 1024, 512, RowKind("f16", 512, 32).layout.nbytes, 1024, False, False),
+    GEMM,
     GemmSpec("f32", 512, 512, RowKind("f32", 512, 1).layout.nbytes, 512, True, True),
     PackSpec("Q4_K", 1024),
+    PackSpec("IQ2_XS", 1024),
     UnpackSpec("Q4_0", 1024, 512, "f16"),
     UnpackSpec("BF16", 512, 512, "f32"),
     GatherSpec("Q8_0", 512, 512),
     GatherSpec("F16", 512, 512),
-    NormSpec(RowKind("q16", 512, 32), 512, 1e-5),
+    GatherSpec("IQ4_XS", 512, 512),
+    NORM,
     NormSpec(RowKind("f16", 512, 256), 512, 1e-5),
     GatedSpec(RowKind("q16", 1408, 32), 2816, 2816),
     ConvertSpec(RowKind("q8", 512, 256), 512),
@@ -72,7 +79,7 @@ def test_kernel_compiles(spec: DeviceSpec, arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["gfx1100", "gfx942"])
-@pytest.mark.parametrize("spec", [SPECS[0], SPECS[4], SPECS[11]], ids=lambda spec: spec.symbol)
+@pytest.mark.parametrize("spec", [*SPECS[:1], *SPECS[3:6], GEMM, NORM], ids=lambda spec: spec.symbol)
 def test_kernel_compiles_for_amd(spec: DeviceSpec, arch: str) -> None:
     binary = spec.schedule(arch).compile(arch)
     assert binary.image[:4] == b"\x7fELF" and binary.threads == spec.schedule(arch).warps * (

@@ -9,13 +9,12 @@ from triton_harness import Machine, decode_rows, machine, put_planes, row_block 
 
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton.gemm import gemm
-from airkernels.triton.layout import FORMATS as DEVICE_FORMATS
 from airkernels.triton.layout import RowLayout, padded
 from airkernels.triton.matrices import gather, gather_float, unpack
 from airkernels.triton.product import product, product_float
 from airkernels.triton.rows import convert
 
-INTEGERS = [name for name in DEVICE_FORMATS if isinstance(FORMATS[name], BlockFormat)]
+INTEGERS = [name for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)]
 OTHERS = [name for name in INTEGERS if name not in ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")]
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 TOLERANCE = {"q8": 2e-6, "q16": 2e-6, "f32": 2e-6, "f16": 2e-3}
@@ -23,6 +22,11 @@ TOLERANCE = {"q8": 2e-6, "q16": 2e-6, "f32": 2e-6, "f16": 2e-3}
 
 def n_cols_of(name: str) -> int:
     return 3 * FORMATS[name].block
+
+
+def n_rows_of(name: str, small: int, large: int) -> int:
+    """Fewer rows of blocks that take the interpreter long."""
+    return large if FORMATS[name].block == 256 else small
 
 
 def groups_of(name: str) -> int:
@@ -38,7 +42,7 @@ def relative(got: np.ndarray, want: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_unpacked_matrix(machine: Machine, name: str) -> None:  # noqa: F811
-    rng, n_rows, n_cols = fresh_rng(), 5, n_cols_of(name)
+    rng, n_rows, n_cols = fresh_rng(), n_rows_of(name, 5, 3), n_cols_of(name)
     raw, values = random_weights(rng, name, n_rows, n_cols)
     planes = put_planes(machine, name, raw, n_cols)
     places = padded(planes.layout.n_blocks)
@@ -57,14 +61,15 @@ def test_gathered_rows(machine: Machine, name: str) -> None:  # noqa: F811
     rng, n_cols = fresh_rng(), n_cols_of(name)
     raw, values = random_weights(rng, name, 7, n_cols)
     planes = put_planes(machine, name, raw, n_cols)
-    ids = rng.integers(0, 7, 3).astype(np.int32)
+    n_tokens = n_rows_of(name, 3, 2)
+    ids = rng.integers(0, 7, n_tokens).astype(np.int32)
     stride = n_cols + 16
-    out = machine.poisoned(4 * 3 * stride, "fp32")
+    out = machine.poisoned(4 * n_tokens * stride, "fp32")
     machine.run(
-        gather, (3, 1, groups_of(name)), planes.words, planes.halves, machine.put(ids), out,
+        gather, (n_tokens, 1, groups_of(name)), planes.words, planes.halves, machine.put(ids), out,
         FORMAT=name, N_BLOCKS=planes.layout.n_blocks, PLACES=padded(planes.layout.n_blocks), OUT_STRIDE=stride, TILE=4,
     )  # fmt: skip
-    got = machine.get(out, np.float32, 3, stride)
+    got = machine.get(out, np.float32, n_tokens, stride)
     np.testing.assert_allclose(got[:, :n_cols], values[ids], rtol=1e-6, atol=1e-7)
     assert (got[:, n_cols:].view(np.uint32) == 0xA5A5A5A5).all()
 
@@ -89,7 +94,7 @@ def test_gathered_float_rows(machine: Machine, name: str) -> None:  # noqa: F811
     ],
 )
 def test_product_of_few_rows(machine: Machine, name: str, kind: str) -> None:  # noqa: F811
-    rng, n_rows, n_cols, n_tokens = fresh_rng(), 11, n_cols_of(name), 2
+    rng, n_rows, n_cols, n_tokens = fresh_rng(), n_rows_of(name, 11, 3), n_cols_of(name), 2
     raw, values = random_weights(rng, name, n_rows, n_cols)
     planes = put_planes(machine, name, raw, n_cols)
     layout = RowLayout(kind, n_cols, FORMATS[name].block)
@@ -102,10 +107,11 @@ def test_product_of_few_rows(machine: Machine, name: str, kind: str) -> None:  #
     rounded = decode_rows(machine.get(rows, np.uint8, n_tokens, layout.nbytes), layout)
     start, bias = rng.standard_normal((2, n_tokens, n_rows)).astype(np.float32)
     out = machine.put(start)
+    tile = 32 if machine.parallel else 4
     machine.run(
-        product, (3,), planes.words, planes.halves, rows, machine.put(bias[0]), out, warps=1,
+        product, (-(-n_rows // tile),), planes.words, planes.halves, rows, machine.put(bias[0]), out, warps=1,
         FORMAT=name, N_ROWS=n_rows, N_COLS=n_cols, TOKENS=n_tokens, KIND=kind, X_STRIDE=layout.nbytes // 4,
-        OUT_STRIDE=n_rows, ACCUMULATE=True, BIAS=True, ROWS=2, TILE=32 if machine.parallel else 4, COLUMNS=2,
+        OUT_STRIDE=n_rows, ACCUMULATE=True, BIAS=True, ROWS=2, TILE=tile, COLUMNS=2,
         UNROLL=name == "Q4_0",
     )  # fmt: skip
     want = rounded @ values.T + start + bias[0]

@@ -19,6 +19,8 @@ from triton.runtime.jit import JITFunction
 
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton.build import compile_kernel
+from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.intrinsics import PERMUTE, entry_symbol
 from airkernels.triton.layout import GROUP, MatrixLayout, RowLayout
 from airkernels.triton.matrices import pack
 
@@ -161,16 +163,18 @@ def _interpreted(value: Memory | int) -> Any:
 
 @contextmanager
 def _interpreting() -> Iterator[None]:
-    """Helpers that kernels call are interpreted too, and inline assembly is emulated."""
+    """Helpers that kernels call are interpreted too; inline assembly and the kernels' library are emulated."""
     builder = interpreter.InterpreterBuilder
-    called, inline = JITFunction.__call__, builder.create_inline_asm
+    called, inline, extern = JITFunction.__call__, builder.create_inline_asm, builder.create_extern_elementwise
     JITFunction.__call__ = _call
     builder.create_inline_asm = _inline_asm
+    builder.create_extern_elementwise = _extern
     try:
         with np.errstate(all="ignore"):
             yield
     finally:
         JITFunction.__call__, builder.create_inline_asm = called, inline
+        builder.create_extern_elementwise = extern
 
 
 def _call(self: JITFunction, *arguments: Any, **named: Any) -> Any:
@@ -191,6 +195,26 @@ def _inline_asm(self: Any, asm: str, constraints: str, values: Any, types: Any, 
     products = a.view(first).reshape(*a.shape, 4).astype(np.int64) * b.view(np.int8).reshape(*b.shape, 4)
     result = (products.sum(-1) + c.view(np.int32)).astype(np.int32)
     return _Operation(interpreter.TensorHandle(result, tl.int32))
+
+
+def _extern(self: Any, library: str, path: str, symbol: str, values: Any, kind: Any, pure: bool) -> Any:
+    """Functions of `airkernels.triton.intrinsics`; bytes are permuted as PTX's ``prmt.b32`` is specified."""
+    data = [np.broadcast_to(v.data, np.broadcast_shapes(*(v.data.shape for v in values))) for v in values]
+    if symbol != PERMUTE:
+        entries = np.array(_TABLES[symbol].entries, np.uint32)
+        return interpreter.TensorHandle(entries[data[0].astype(np.int64)], tl.uint32)
+    low, high, selectors = (d.astype(np.uint64) for d in data)
+    both, result = low | high << np.uint64(32), np.zeros(low.shape, np.uint64)
+    for j in range(4):
+        selector = selectors >> np.uint64(4 * j) & np.uint64(15)
+        byte = both >> (selector & np.uint64(7)) * np.uint64(8) & np.uint64(255)
+        sign = np.where(byte & np.uint64(128), np.uint64(255), np.uint64(0))
+        result |= np.where(selector & np.uint64(8), sign, byte) << np.uint64(8 * j)
+    return interpreter.TensorHandle(result.astype(np.uint32), tl.uint32)
+
+
+_FORMS = [stored(fmt) for fmt in FORMATS.values() if isinstance(fmt, BlockFormat)]
+_TABLES = {entry_symbol(f.table): f.table for f in _FORMS if isinstance(f, PickedForm) and f.table is not None}
 
 
 class _Operation:

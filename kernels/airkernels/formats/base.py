@@ -137,12 +137,12 @@ class Field:
 class BlockFormat:
     """Integer block format: codes of 8 bits or fewer with float scales."""
 
-    name: ClassVar[str]
-    group: ClassVar[int]
-    fields: ClassVar[tuple[Field, ...]]
-    zero_point: ClassVar[int] = 0
-    has_minimum: ClassVar[bool] = False
-    code_max: ClassVar[int]
+    name: str
+    group: int
+    fields: tuple[Field, ...]
+    zero_point: int = 0
+    has_minimum: bool = False
+    code_max: int
     """Largest code: what a saturating 16-bit dot product has to hold."""
 
     @property

@@ -15,19 +15,23 @@ _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
-class _Codebook(BlockFormat):
+class Codebook(BlockFormat):
     """A group's low nibbles are its first half, the high nibbles its second."""
 
     values: ClassVar[tuple[int, ...]]
 
-    def codes_in_place(self, r: Reader, word: int) -> Value:
+    def indices(self, r: Reader, word: int) -> Value:
+        """Where the elements of a code word stand in the table, one a byte."""
         half = self.group // WORD // 2
         group, within = divmod(word, 2 * half)
         nibbles = r.word("qs", group * half + within % half) >> (4 * (within // half))
-        return r.lookup(tuple(v + self.zero_point for v in self.values), nibbles & r.constant(LOW_NIBBLES))
+        return nibbles & r.constant(LOW_NIBBLES)
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        return r.lookup(tuple(v + self.zero_point for v in self.values), self.indices(r, word))
 
 
-class IQ4_NL(_Codebook):
+class IQ4_NL(Codebook):
     """One half-precision scale for 32 elements."""
 
     name = "IQ4_NL"
@@ -41,7 +45,7 @@ class IQ4_NL(_Codebook):
         return r.half("d")
 
 
-class IQ4_XS(_Codebook, SuperBlockFormat):
+class IQ4_XS(Codebook, SuperBlockFormat):
     """Eight groups of 32 with six-bit scales, whose two high bits are apart."""
 
     name = "IQ4_XS"
@@ -60,7 +64,7 @@ class IQ4_XS(_Codebook, SuperBlockFormat):
         return r.byte_of(low | (high << 4), 0) - 32
 
 
-class MXFP4(_Codebook):
+class MXFP4(Codebook):
     """E2M1 elements with a power of two as the scale of 32."""
 
     name = "MXFP4"
@@ -77,7 +81,7 @@ class MXFP4(_Codebook):
         return r.float_of((half + 63) << 23) * r.float_of((e - half + 63) << 23)
 
 
-class NVFP4(_Codebook):
+class NVFP4(Codebook):
     """E2M1 elements with an E4M3 scale for 16."""
 
     name = "NVFP4"

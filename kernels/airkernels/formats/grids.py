@@ -34,12 +34,21 @@ def _codes(name: str, zero_point: int) -> Table:
     return _words(_points(name) + zero_point)
 
 
+def grid_values(name: str) -> tuple[int, ...]:
+    """The values of all coordinates of a grid, ascending."""
+    return tuple(sorted(set(_points(name).reshape(-1).tolist())))
+
+
+def grid_levels(name: str) -> Any:
+    """A grid with the places of its coordinates among `grid_values`, int [points, dimensions]."""
+    points = _points(name)
+    return sum((points == value) * level for level, value in enumerate(grid_values(name)))
+
+
 @cache
 def _levels(name: str, shifts: tuple[int, int]) -> Table:
     """A grid of eight dimensions as two-bit levels, those of each half shifted left so far in their bytes."""
-    points = _points(name)
-    values = sorted(set(points.reshape(-1).tolist()))
-    levels = sum((points == value) * level for level, value in enumerate(values))
+    levels = grid_levels(name)
     return _words((levels[:, :4] << shifts[0]) | (levels[:, 4:] << shifts[1]))
 
 
@@ -52,8 +61,19 @@ class _Grid(SuperBlockFormat):
         return r.half("d") * self.unit
 
 
-class _Signed(_Grid):
+class SignedGrid(_Grid):
     """Magnitudes from a grid, and signs apart."""
+
+    dimensions: ClassVar[int]
+    index_bits: ClassVar[int]
+
+    def index(self, r: Reader, point: int) -> Value:
+        """Which point of the grid, int32."""
+        raise NotImplementedError
+
+    def signs(self, r: Reader, word: int) -> tuple[Value, Places]:
+        """A word with the signs of the elements of a code word, and where they are."""
+        raise NotImplementedError
 
     def with_signs(self, r: Reader, codes: Value, signs: Value, places: Places) -> Value:
         """Codes mirrored at the zero point where the bit is set."""
@@ -80,32 +100,27 @@ def _packed_signs(r: Reader, field: str, index: int) -> Value:
     return r.once((field, index, "signs"), build)
 
 
-def _packed_places(eighth: int, half: int) -> Places:
-    """Where `_packed_signs` has the signs of half of the eight elements number `eighth`."""
+def _packed_places(word: int) -> Places:
+    """Where `_packed_signs` has the signs of a code word, of eight."""
+    eighth, half = divmod(word, 2)
     return (7 * eighth + 4, 7 * eighth + 5, 7 * eighth + 6, 28 + eighth) if half else run(7 * eighth)
 
 
-class _Iq2(_Signed):
+class _Iq2(SignedGrid):
     """Points of eight dimensions with three levels."""
 
     zero_point = 64
     code_max = 64 + 43
     unit = 0.125
+    dimensions = 8
     _values = tuple(64 + level for level in (8, 25, 43)) + 13 * (0,)
-
-    def index(self, r: Reader, point: int) -> Value:
-        raise NotImplementedError
-
-    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
-        """A word with the signs of half a point, and where they are."""
-        raise NotImplementedError
 
     def codes_in_place(self, r: Reader, word: int) -> Value:
         point, half = divmod(word, 2)
         table = _levels(self.name, (0, 2))
         levels = r.once((point, "levels"), lambda: r.entry(table, self.index(r, point)))
         codes = r.lookup(self._values, (levels >> (2 * half)) & r.constant(PAIRS))
-        return self.with_signs(r, codes, *self.signs(r, point, half))
+        return self.with_signs(r, codes, *self.signs(r, word))
 
 
 class IQ2_XXS(_Iq2):
@@ -113,13 +128,14 @@ class IQ2_XXS(_Iq2):
 
     name = "IQ2_XXS"
     group = 32
+    index_bits = 8
     fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 16))
 
     def index(self, r: Reader, point: int) -> Value:
         return r.byte("qs", 8 * (point // 4) + point % 4)
 
-    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
-        return _packed_signs(r, "qs", 2 * (point // 4) + 1), _packed_places(point % 4, half)
+    def signs(self, r: Reader, word: int) -> tuple[Value, Places]:
+        return _packed_signs(r, "qs", 2 * (word // 8) + 1), _packed_places(word % 8)
 
     def factor(self, r: Reader, group: int) -> Value:
         return _odd(r.word("qs", 2 * group + 1) >> 28)
@@ -130,18 +146,20 @@ class IQ2_XS(_Iq2):
 
     name = "IQ2_XS"
     group = 16
+    index_bits = 9
     fields = (Field("d", 0, 2, 1), Field("qs", 2, 4, 16), Field("scales", 66, 4, 2))
 
     def index(self, r: Reader, point: int) -> Value:
         return (r.word("qs", point // 2) >> (16 * (point % 2))) & 511
 
-    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
+    def signs(self, r: Reader, word: int) -> tuple[Value, Places]:
         """The eighth sign takes the place of the lowest index bit."""
-        word, first = r.word("qs", point // 2), 16 * (point % 2)
+        point, half = divmod(word, 2)
+        stored, first = r.word("qs", point // 2), 16 * (point % 2)
         if not half:
-            return word, run(first + 9)
-        eighth = (_even_parity(word) >> 9) & r.constant(0x00010001)
-        all_signs = (word & r.constant(0xFE00FE00)) | eighth
+            return stored, run(first + 9)
+        eighth = (_even_parity(stored) >> 9) & r.constant(0x00010001)
+        all_signs = (stored & r.constant(0xFE00FE00)) | eighth
         return r.once((point // 2, "signs"), lambda: all_signs), (first + 13, first + 14, first + 15, first)
 
     def factor(self, r: Reader, group: int) -> Value:
@@ -153,6 +171,7 @@ class IQ2_S(_Iq2):
 
     name = "IQ2_S"
     group = 16
+    index_bits = 10
     fields = (
         Field("d", 0, 2, 1),
         Field("qs", 2, 4, 8),
@@ -165,14 +184,24 @@ class IQ2_S(_Iq2):
         high = (r.word("qh", point // 16) >> (2 * (point % 16))) & 3
         return r.byte("qs", point) | (high << 8)
 
-    def signs(self, r: Reader, point: int, half: int) -> tuple[Value, Places]:
-        return r.word("signs", point // 4), run(8 * (point % 4) + 4 * half)
+    def signs(self, r: Reader, word: int) -> tuple[Value, Places]:
+        return r.word("signs", word // 8), run(4 * (word % 8))
 
     def factor(self, r: Reader, group: int) -> Value:
         return _odd(_nibble(r, "scales", group))
 
 
-class IQ3_XXS(_Signed):
+class _Iq3(SignedGrid):
+    """Points of four dimensions, kept as codes."""
+
+    dimensions = 4
+
+    def codes_in_place(self, r: Reader, word: int) -> Value:
+        codes = r.entry(_codes(self.name, self.zero_point), self.index(r, word))
+        return self.with_signs(r, codes, *self.signs(r, word))
+
+
+class IQ3_XXS(_Iq3):
     """A byte of index for four elements; four times seven signs and a four-bit scale in a word for 32."""
 
     name = "IQ3_XXS"
@@ -181,17 +210,19 @@ class IQ3_XXS(_Signed):
     zero_point = 64
     code_max = 64 + 62
     unit = 0.25
+    index_bits = 8
 
-    def codes_in_place(self, r: Reader, word: int) -> Value:
-        codes = r.entry(_codes(self.name, self.zero_point), r.byte("qs", word))
-        signs = _packed_signs(r, "signs", word // 8)
-        return self.with_signs(r, codes, signs, _packed_places(word % 8 // 2, word % 2))
+    def index(self, r: Reader, point: int) -> Value:
+        return r.byte("qs", point)
+
+    def signs(self, r: Reader, word: int) -> tuple[Value, Places]:
+        return _packed_signs(r, "signs", word // 8), _packed_places(word % 8)
 
     def factor(self, r: Reader, group: int) -> Value:
         return _odd(r.word("signs", group) >> 28)
 
 
-class IQ3_S(_Signed):
+class IQ3_S(_Iq3):
     """Nine bits of index and four signs for four elements, four bits of scale for 32."""
 
     name = "IQ3_S"
@@ -205,17 +236,20 @@ class IQ3_S(_Signed):
     )
     zero_point = 16
     code_max = 16 + 15
+    index_bits = 9
 
-    def codes_in_place(self, r: Reader, word: int) -> Value:
-        high = (r.word("qh", word // 32) >> (word % 32)) & 1
-        codes = r.entry(_codes(self.name, self.zero_point), r.byte("qs", word) | (high << 8))
-        return self.with_signs(r, codes, r.word("signs", word // 8), run(4 * (word % 8)))
+    def index(self, r: Reader, point: int) -> Value:
+        high = (r.word("qh", point // 32) >> (point % 32)) & 1
+        return r.byte("qs", point) | (high << 8)
+
+    def signs(self, r: Reader, word: int) -> tuple[Value, Places]:
+        return r.word("signs", word // 8), run(4 * (word % 8))
 
     def factor(self, r: Reader, group: int) -> Value:
         return _odd(_nibble(r, "scales", group))
 
 
-class _Iq1(_Grid):
+class MovedGrid(_Grid):
     """Points of eight dimensions with levels -1, 0 and 1, all moved up or down by an eighth.
 
     A code is 16 + 8 * level +- 1.
@@ -224,7 +258,7 @@ class _Iq1(_Grid):
     zero_point = 16
     code_max = 16 + 8 + 1
     unit = 0.125
-    fields: ClassVar[tuple[Field, ...]]
+    fields: tuple[Field, ...]
 
     def index(self, r: Reader, point: int) -> Value:
         raise NotImplementedError
@@ -242,7 +276,7 @@ class _Iq1(_Grid):
         return ((levels << (3 * half)) & r.constant(0x18 * EACH)) + moved
 
 
-class IQ1_S(_Iq1):
+class IQ1_S(MovedGrid):
     """Eleven bits of index for eight elements; three bits of scale and the direction for 32."""
 
     name = "IQ1_S"
@@ -260,7 +294,7 @@ class IQ1_S(_Iq1):
         return _odd((r.word("qh", group // 2) >> (16 * (group % 2) + 12)) & 7)
 
 
-class IQ1_M(_Iq1):
+class IQ1_M(MovedGrid):
     """Eleven bits of index and a direction for eight elements, three bits of scale for 16.
 
     The half-precision scale of the block is in the upper nibbles of four 16-bit units.

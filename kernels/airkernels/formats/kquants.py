@@ -5,8 +5,6 @@ Layouts: `block_q2_K` to `block_q6_K` of ggml-common.h.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from airkernels.formats.base import (
     EACH,
     HIGH_NIBBLES,
@@ -87,7 +85,7 @@ class Q4_K(SuperBlockFormat):
 
     name = "Q4_K"
     group = 32
-    fields: ClassVar[tuple[Field, ...]] = (
+    fields: tuple[Field, ...] = (
         Field("d", 0, 2, 1),
         Field("dmin", 2, 2, 1),
         Field("scales", 4, 4, 3),
@@ -132,7 +130,7 @@ class Q5_K(Q4_K):
     """As Q4_K, with a fifth bit of each element apart: bit g of a byte belongs to group g."""
 
     name = "Q5_K"
-    fields: ClassVar[tuple[Field, ...]] = (
+    fields: tuple[Field, ...] = (
         Field("d", 0, 2, 1),
         Field("dmin", 2, 2, 1),
         Field("scales", 4, 4, 3),

@@ -6,7 +6,6 @@ Layouts: `block_q4_0`, `block_q4_1`, `block_q5_0`, `block_q5_1`, `block_q8_0` of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from airkernels.formats.base import (
     EACH,
@@ -43,7 +42,7 @@ class Q4_0(_Nibbles, RoundedFormat):
     """Nibbles with an offset of 8. The extreme element becomes -8."""
 
     name = "Q4_0"
-    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
+    fields: tuple[Field, ...] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 4))
     zero_point = 8
 
     def scale_of(self, r: Rounder, values: Value) -> Value:
@@ -61,7 +60,7 @@ class Q4_1(_Nibbles):
     """Nibbles with a minimum."""
 
     name = "Q4_1"
-    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
+    fields: tuple[Field, ...] = (Field("d", 0, 2, 1), Field("m", 2, 2, 1), Field("qs", 4, 4, 4))
     has_minimum = True
 
     def minimum(self, r: Reader, group: int) -> Value:
@@ -73,7 +72,7 @@ class Q5_0(BlockFormat):
 
     name = "Q5_0"
     group = 32
-    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qh", 2, 4, 1), Field("qs", 6, 4, 4))
+    fields: tuple[Field, ...] = (Field("d", 0, 2, 1), Field("qh", 2, 4, 1), Field("qs", 6, 4, 4))
     zero_point = 16
     code_max = 31
 
@@ -89,7 +88,7 @@ class Q5_1(Q5_0):
     """As Q5_0, with a minimum in place of the offset."""
 
     name = "Q5_1"
-    fields: ClassVar[tuple[Field, ...]] = (
+    fields: tuple[Field, ...] = (
         Field("d", 0, 2, 1),
         Field("m", 2, 2, 1),
         Field("qh", 4, 4, 1),
@@ -107,7 +106,7 @@ class Q8_0(RoundedFormat):
 
     name = "Q8_0"
     group = 32
-    fields: ClassVar[tuple[Field, ...]] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 8))
+    fields: tuple[Field, ...] = (Field("d", 0, 2, 1), Field("qs", 2, 4, 8))
     zero_point = 128
     code_max = 255
 

@@ -6,11 +6,16 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from airkernels.formats import FORMATS, BlockFormat
+from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.intrinsics import LIBRARY, library
 
 Constant = int | float | bool | str
 Constants = dict[str, Constant]
@@ -59,11 +64,16 @@ def compile_kernel(
     signature = {name: types[i] if i < len(types) else "constexpr" for i, name in enumerate(names)}
     aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types) if t.startswith("*") and t != "*u8"}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in values.items()}, aligned)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     if target.backend == "cuda":
         options["sanitize_overflow"] = False
     # Triton knows sources by their text, which says nothing of the functions marked `device`
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        fmt = FORMATS.get(str(constants.get("FORMAT")))
+        if isinstance(fmt, BlockFormat) and isinstance(form := stored(fmt), PickedForm):
+            path = Path(folder) / "library.ll"
+            path.write_text(library(target.backend, form.table))
+            options["extern_libs"] = {LIBRARY: str(path)}
         triton.knobs.cache.dir = folder
         compiled = triton.compile(source, target=target, options=options)
         image: bytes = compiled.asm["cubin" if target.backend == "cuda" else "hsaco"]

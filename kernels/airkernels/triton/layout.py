@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from airkernels.formats.base import WORD, AnyFormat, BlockFormat, Field
+from airkernels.triton.forms import stored
 
 ALIGNMENT = 4
 """Blocks that every plane is padded to: 16 bytes of words."""
@@ -26,12 +27,6 @@ HALF_GROUP = 16
 KINDS = ("f32", "f16", "q8", "q16")
 """Activations: floats; half precision with a scale per row, for tensor cores; integers of one and two digits with a
 scale per 32 elements (see `airkernels.cpu.activations`), for integer dot products."""
-
-FORMATS = (
-    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ2_0", "Q1_0"),
-)
-"""Formats that there are GPU kernels for: those without codebooks and tables."""
 
 _PAGE = 256
 """Alignment of what device memory is divided into, in bytes."""
@@ -58,12 +53,16 @@ class MatrixLayout:
     @property
     def n_words(self) -> int:
         """Word planes: the four-byte units of a block, field by field."""
-        return sum(f.count for f in self.fmt.fields if plane_unit(f) == WORD)
+        return self._count(WORD)
 
     @property
     def n_halves(self) -> int:
         """Planes of two-byte units."""
-        return sum(f.count for f in self.fmt.fields if plane_unit(f) == 2)
+        return self._count(2)
+
+    def _count(self, unit: int) -> int:
+        assert isinstance(self.fmt, BlockFormat)
+        return count_units(stored(self.fmt), unit)
 
     @property
     def halves_offset(self) -> int:
@@ -87,6 +86,11 @@ class MatrixLayout:
 def plane_unit(field: Field) -> int:
     """Bytes of a unit of a field in planes."""
     return WORD if field.unit == WORD else 2
+
+
+def count_units(fmt: BlockFormat, unit: int) -> int:
+    """Planes of so many bytes: words, or two bytes for every narrower unit."""
+    return sum(field.count for field in fmt.fields if plane_unit(field) == unit)
 
 
 def first_planes(fmt: BlockFormat) -> dict[str, int]:

@@ -8,9 +8,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from airkernels.formats import FORMATS, BlockFormat
 from airkernels.formats.base import WORD
-from airkernels.triton.layout import first_planes, plane_unit
-from airkernels.triton.tiles import BlockReader, Planes, block_format, count_units, decode, device
+from airkernels.triton.forms import stored, stored_units
+from airkernels.triton.layout import count_units, first_planes, plane_unit
+from airkernels.triton.tiles import BlockReader, Planes, RawPlanes, block_format, decode, device
 
 
 @triton.jit
@@ -115,22 +117,19 @@ def _pack_blocks(
     raw: Any, words: Any, halves: Any, source: Any, target: Any, place: Any, fits: Any,
     format_name: str, n_blocks: int, places: int, _semantic: Any = None,
 ) -> None:  # fmt: skip
-    s, fmt = _semantic, block_format(format_name)
+    s, fmt = _semantic, FORMATS[format_name]
+    assert isinstance(fmt, BlockFormat)
+    form = stored(fmt)
     exists = s.and_(fits, s.less_than(place, n_blocks))
     start = s.add(s.mul(source, n_blocks * fmt.nbytes, False), s.mul(place, fmt.nbytes, False), False)
-    planes = first_planes(fmt)
-    for field in fmt.fields:
-        base, dtype = (words, tl.uint32) if field.unit == WORD else (halves, tl.uint16)
-        row = s.mul(target, count_units(fmt, plane_unit(field)) * places, False)
-        for i in range(field.count):
-            value = None
-            for k in range(field.unit):
-                at = s.add(raw, s.add(start, field.offset + i * field.unit + k, False), False)
-                byte = s.cast(tl.load(at, exists, 0, _semantic=s), dtype)
-                byte = s.shl(byte, s.scalar_constant(8 * k, dtype)) if k else byte
-                value = byte if value is None else s.or_(value, byte)
+    units = stored_units(form, BlockReader(fmt, RawPlanes(fmt, s.add(raw, start, False), exists, s)))
+    planes = first_planes(form)
+    for field in form.fields:
+        base, dtype = (words, tl.uint32) if plane_unit(field) == WORD else (halves, tl.uint16)
+        row = s.mul(target, count_units(form, plane_unit(field)) * places, False)
+        for i, value in enumerate(units[field.name]):
             plane = s.add(row, s.add(place, (planes[field.name] + i) * places, False), False)
-            tl.store(s.add(base, plane, False), value, fits, _semantic=s)
+            tl.store(s.add(base, plane, False), value.to(dtype).tensor, fits, _semantic=s)
 
 
 @device

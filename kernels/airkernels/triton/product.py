@@ -18,9 +18,20 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from airkernels.formats import BlockFormat
-from airkernels.formats.base import SIGNS, WORD
-from airkernels.triton.layout import GROUP, RowLayout, padded
-from airkernels.triton.tiles import BlockReader, Expr, Planes, block_format, count_units, decode, device, dot4, load
+from airkernels.formats.base import WORD
+from airkernels.triton.layout import GROUP, RowLayout, count_units, padded
+from airkernels.triton.tiles import (
+    BlockReader,
+    Expr,
+    Planes,
+    addends,
+    block_format,
+    decode,
+    device,
+    dot4,
+    is_signed,
+    load,
+)
 
 
 @triton.jit
@@ -210,20 +221,19 @@ def _integer_terms(fmt: BlockFormat, readers: list[BlockReader], row: _Row, grou
     layout = row.layout
     x_scale = row.plane(layout.scales + group * fmt.group // GROUP).bits(tl.float32)
     first_sum = layout.sums if fmt.group == GROUP else layout.half_sums
-    x_sum = row.plane(first_sum + group).bits(tl.int32) if fmt.zero_point % 128 or fmt.has_minimum else None
+    signed = is_signed(fmt)
+    needs_sum = fmt.has_minimum or (fmt.zero_point and not signed)
+    x_sum = row.plane(first_sum + group).bits(tl.int32) if needs_sum else None
     words = range(group * fmt.group // WORD, (group + 1) * fmt.group // WORD)
     digits = [[row.plane(d * (layout.block // WORD) + w).bits(tl.int32) for w in words] for d in range(layout.digits)]
-    # codes with a zero point of 128 are signed bytes with their sign bit flipped
-    signed = fmt.zero_point == 128
     terms = []
     for reader in readers:
-        codes = [fmt.codes(reader, w) for w in words]
-        codes = [code ^ SIGNS for code in codes] if signed else codes
+        weights = [addends(fmt, reader, w) for w in words]
         total = None
         for digit in digits:
             part = row.zero()
-            for code, value in zip(codes, digit, strict=True):
-                part = dot4(code, value, part, signed, target, row.semantic)
+            for addend, value in ((a, value) for each, value in zip(weights, digit, strict=True) for a in each):
+                part = dot4(addend, value, part, signed, target, row.semantic)
             total = part if total is None else (total << 7) + part
         assert total is not None
         if fmt.zero_point and not signed:

@@ -9,14 +9,17 @@ operations; loops in them are unrolled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any, TypeVar
 
 import triton.language as tl
 from triton.language.core import TRITON_BUILTIN
 
 from airkernels.formats import FORMATS, BlockFormat
-from airkernels.formats.base import EACH, WORD, Places, Table, run
-from airkernels.triton.layout import first_planes, plane_unit
+from airkernels.formats.base import EACH, SIGNS, WORD, Places, Table, run, shifted
+from airkernels.triton import intrinsics
+from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.layout import count_units, first_planes
 
 Tensor = Any
 """`tl.tensor`."""
@@ -46,53 +49,56 @@ class Expr:
     """A tensor with the operators that block formats use; integers are taken in the type of the other operand."""
 
     def __init__(self, tensor: Tensor, semantic: Any) -> None:
-        self.tensor, self._s = tensor, semantic
+        self.tensor, self.semantic = tensor, semantic
 
     def _with(self, tensor: Tensor) -> Expr:
-        return Expr(tensor, self._s)
+        return Expr(tensor, self.semantic)
 
     def _other(self, other: Any) -> Tensor:
         if isinstance(other, Expr):
             return other.tensor
-        return self._s.scalar_constant(other, self.tensor.dtype)
+        return self.semantic.scalar_constant(other, self.tensor.dtype)
 
     def __and__(self, other: Any) -> Expr:
-        return self._with(self._s.and_(self.tensor, self._other(other)))
+        return self._with(self.semantic.and_(self.tensor, self._other(other)))
 
     def __or__(self, other: Any) -> Expr:
-        return self._with(self._s.or_(self.tensor, self._other(other)))
+        return self._with(self.semantic.or_(self.tensor, self._other(other)))
 
     def __xor__(self, other: Any) -> Expr:
-        return self._with(self._s.xor_(self.tensor, self._other(other)))
+        return self._with(self.semantic.xor_(self.tensor, self._other(other)))
 
     def __lshift__(self, other: Any) -> Expr:
-        return self._with(self._s.shl(self.tensor, self._other(other))) if other else self
+        return self._with(self.semantic.shl(self.tensor, self._other(other))) if other else self
 
     def __rshift__(self, other: Any) -> Expr:
         if not other:
             return self
         signed = self.tensor.dtype.is_int_signed()
-        return self._with((self._s.ashr if signed else self._s.lshr)(self.tensor, self._other(other)))
+        return self._with((self.semantic.ashr if signed else self.semantic.lshr)(self.tensor, self._other(other)))
 
     def __add__(self, other: Any) -> Expr:
-        return self._with(self._s.add(self.tensor, self._other(other), False))
+        return self._with(self.semantic.add(self.tensor, self._other(other), False))
 
     def __sub__(self, other: Any) -> Expr:
-        return self._with(self._s.sub(self.tensor, self._other(other), False))
+        return self._with(self.semantic.sub(self.tensor, self._other(other), False))
 
     def __mul__(self, other: Any) -> Expr:
-        return self._with(self._s.mul(self.tensor, self._other(other), False))
+        return self._with(self.semantic.mul(self.tensor, self._other(other), False))
+
+    def __invert__(self) -> Expr:
+        return self._with(self.semantic.invert(self.tensor))
 
     def __neg__(self) -> Expr:
-        return self._with(self._s.minus(self.tensor))
+        return self._with(self.semantic.minus(self.tensor))
 
     def to(self, dtype: Any) -> Expr:
         """Converted to another type."""
-        return self._with(self._s.cast(self.tensor, dtype))
+        return self._with(self.semantic.cast(self.tensor, dtype))
 
     def bits(self, dtype: Any) -> Expr:
         """The same bits as another type."""
-        return self._with(self._s.bitcast(self.tensor, dtype))
+        return self._with(self.semantic.bitcast(self.tensor, dtype))
 
 
 def load(pointer: Tensor, offset: Any, mask: Tensor | None, semantic: Any, cache: str = "") -> Expr:
@@ -100,11 +106,6 @@ def load(pointer: Tensor, offset: Any, mask: Tensor | None, semantic: Any, cache
     at = semantic.add(pointer, offset, False) if offset is not None else pointer
     other = None if mask is None else 0
     return Expr(tl.load(at, mask, other, cache_modifier=cache, _semantic=semantic), semantic)
-
-
-def count_units(fmt: BlockFormat, unit: int) -> int:
-    """Planes of so many bytes: words, or two bytes for every narrower unit."""
-    return sum(field.count for field in fmt.fields if plane_unit(field) == unit)
 
 
 class Planes:
@@ -125,24 +126,46 @@ class Planes:
     ) -> None:
         self._sources = [(words, i) for i in range(count_units(fmt, WORD))]
         self._sources += [(halves, i) for i in range(count_units(fmt, 2))]
-        self._places, self._mask, self._semantic = places, mask, semantic
+        self._places, self._mask, self.semantic = places, mask, semantic
         self._loaded: dict[int, Expr] = {}
 
     def __getitem__(self, number: int) -> Expr:
         """Plane `number`: words, then halves. No weight is read twice, so the nearest cache is left to activations."""
         if number not in self._loaded:
             base, plane = self._sources[number]
-            self._loaded[number] = load(base, plane * self._places, self._mask, self._semantic, ".cg")
+            self._loaded[number] = load(base, plane * self._places, self._mask, self.semantic, ".cg")
         return self._loaded[number]
 
     def load_all(self) -> list[Tensor]:
         return [self[number].tensor for number in range(len(self._sources))]
 
 
+class RawPlanes:
+    """The units of a tile of blocks as in the file, numbered like `Planes`; bytes are read singly, at any address."""
+
+    def __init__(self, fmt: BlockFormat, start: Tensor, mask: Tensor, semantic: Any) -> None:
+        units = [(f, f.offset + i * f.unit) for f in fmt.fields for i in range(f.count)]
+        self._units = [[u for u in units if (u[0].unit == WORD) == wide] for wide in (True, False)]
+        self._start, self._mask, self.semantic = start, mask, semantic
+        self._loaded: dict[int, Expr] = {}
+
+    def __getitem__(self, number: int) -> Expr:
+        if number not in self._loaded:
+            words, narrow = self._units
+            field, offset = (words + narrow)[number]
+            dtype = tl.uint32 if field.unit == WORD else tl.uint16
+            parts = [
+                load(self._start, offset + k, self._mask, self.semantic).to(dtype) << 8 * k for k in range(field.unit)
+            ]
+            value = reduce(Expr.__or__, parts)
+            self._loaded[number] = value if field.unit == WORD else value.bits(tl.float16)
+        return self._loaded[number]
+
+
 class BlockReader:
     """`airkernels.formats.base.Reader` over a tile of blocks, one an entry; `planes` are words, then narrow units."""
 
-    def __init__(self, fmt: BlockFormat, planes: Planes | list[Expr]) -> None:
+    def __init__(self, fmt: BlockFormat, planes: Planes | RawPlanes | list[Expr]) -> None:
         self._first, self._planes, self._n_words = first_planes(fmt), planes, count_units(fmt, WORD)
         self._made: dict[object, Expr] = {}
 
@@ -162,10 +185,10 @@ class BlockReader:
         return self.byte_of(self.word(field, index // 4), index % 4)
 
     def signed_byte(self, field: str, index: int) -> Expr:
-        return (self.word(field, index // 4) << 24 - 8 * (index % 4)).bits(tl.int32) >> 24
+        return _byte(self.word(field, index // 4), index % 4, True)
 
     def byte_of(self, word: Expr, index: int) -> Expr:
-        return ((word >> 8 * index) & 255).bits(tl.int32)
+        return _byte(word, index, False)
 
     def to_float(self, value: Expr) -> Expr:
         return value.to(tl.float32)
@@ -186,10 +209,11 @@ class BlockReader:
         return (mask & if_set) | ((mask ^ 0xFFFFFFFF) & if_clear)
 
     def lookup(self, entries: tuple[int, ...], indices: Expr) -> Expr:
-        raise NotImplementedError("codebooks")
+        raise NotImplementedError("device forms pick by selectors")
 
     def entry(self, table: Table, index: Expr) -> Expr:
-        raise NotImplementedError("tables")
+        found = intrinsics.entry(table, index.to(tl.uint32).tensor, index.semantic)
+        return Expr(found, index.semantic)
 
     def once(self, key: object, build: Callable[[], Expr]) -> Expr:
         if key not in self._made:
@@ -205,32 +229,70 @@ def _one_in_bytes(bits: Expr, places: Places) -> Expr:
     if places == run(first):
         # a multiplication spreads neighbouring bits over bytes
         return (((bits >> first) & 15) * 0x00204081) & EACH
-    found = None
-    for j, place in enumerate(places):
-        bit = (bits >> place if place > 8 * j else bits << 8 * j - place) & (1 << 8 * j)
-        found = bit if found is None else found | bit
-    assert found is not None
+    each = (shifted(bits, 8 * j - place) & (1 << 8 * j) for j, place in enumerate(places))
+    found: Expr = reduce(Expr.__or__, each)
     return found
 
 
 def block_format(name: str) -> BlockFormat:
-    """The description of a quantized format."""
+    """The description of a quantized format, as it is kept in device memory."""
     fmt = FORMATS[name]
     assert isinstance(fmt, BlockFormat)
-    return fmt
+    return stored(fmt)
+
+
+def is_signed(fmt: BlockFormat) -> bool:
+    """Whether `addends` are signed bytes, and no zero point remains."""
+    return isinstance(fmt, PickedForm) or fmt.zero_point == 128
+
+
+def addends(fmt: BlockFormat, reader: BlockReader, word: int) -> list[Expr]:
+    """Words whose bytes sum up to four neighbouring elements, for dot products: uint32."""
+    if isinstance(fmt, PickedForm):
+        return _pick(fmt.values, fmt.selectors(reader, word))
+    codes = fmt.codes(reader, word)
+    # codes with a zero point of 128 are signed bytes with their sign bit flipped
+    return [codes ^ SIGNS if fmt.zero_point == 128 else codes]
+
+
+def _pick(values: tuple[int, ...], selectors: Expr) -> list[Expr]:
+    """Selected values, four signed bytes a word.
+
+    Permutations choose from eight bytes, and give the sign of a byte, 0 or -1, where the selector has its upper bit
+    set. So sixteen values are sums of two: what one half gives for selectors of the other is taken from the other's
+    values. A second dot product costs less than merging them: it is done by other units than permutations.
+    """
+    if len(values) == 8:
+        return [_permuted(values, selectors)]
+    lower = [a + (b < 0) for a, b in zip(values[:8], values[8:], strict=True)]
+    upper = [b + (a < 0) for a, b in zip(values[:8], values[8:], strict=True)]
+    return [_permuted(tuple(lower), selectors), _permuted(tuple(upper), selectors ^ 0x8888)]
+
+
+def _permuted(values: tuple[int, ...], selectors: Expr) -> Expr:
+    low, high = (int.from_bytes(bytes(v & 255 for v in values[i : i + WORD]), "little") for i in (0, WORD))
+    return Expr(intrinsics.permute(low, high, selectors.tensor, selectors.semantic), selectors.semantic)
 
 
 def decode(fmt: BlockFormat, reader: BlockReader, group: int) -> Iterator[Expr]:
     """Elements of a group of the blocks of a reader in order, float32, rounded as in the numpy reference."""
     scale = fmt.scale(reader, group)
     minimum = fmt.minimum(reader, group) if fmt.has_minimum else None
+    signed = is_signed(fmt)
     for word in range(group * fmt.group // WORD, (group + 1) * fmt.group // WORD):
-        codes = fmt.codes(reader, word)
+        parts = addends(fmt, reader, word)
         for byte in range(WORD):
-            code = ((codes >> 8 * byte) & 255).bits(tl.int32)
-            code = code - fmt.zero_point if fmt.zero_point else code
+            code = reduce(Expr.__add__, (_byte(part, byte, signed) for part in parts))
+            code = code - fmt.zero_point if fmt.zero_point and not signed else code
             value = scale * code.to(tl.float32)
             yield value if minimum is None else value + minimum
+
+
+def _byte(word: Expr, index: int, signed: bool) -> Expr:
+    """A byte of a word as int32."""
+    if signed:
+        return (word << 24 - 8 * index).bits(tl.int32) >> 24
+    return ((word >> 8 * index) & 255).bits(tl.int32)
 
 
 def dot4(a: Expr, b: Expr, c: Expr, signed: bool, target: str, semantic: Any) -> Expr:

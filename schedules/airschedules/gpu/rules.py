@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from airkernels.formats import FORMATS, BlockFormat
-from airkernels.triton.tiles import count_units
+from airkernels.triton.forms import stored
+from airkernels.triton.layout import count_units
 from airschedules.gpu.records import ProductRecord, find_record
 
 _TARGET_PROGRAMS = 128
@@ -141,7 +142,7 @@ def configure(task: ProductTask, rows: int, tile: int, columns: int, reason: str
     assert isinstance(fmt, BlockFormat)
     n_tiles = -(-(task.n_cols // fmt.block) // columns)
     # unrolled code grows with the words of a block and the tiles of a row
-    unroll = n_tiles * rows * count_units(fmt, 4) <= 64
+    unroll = n_tiles * rows * count_units(stored(fmt), 4) <= 64
     return ProductConfig(rows, tile, columns, unroll, 1, reason)
 
 

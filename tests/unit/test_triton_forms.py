@@ -1,0 +1,46 @@
+"""How blocks are rearranged for GPUs: sizes, tables, and what goes into a kernel's library."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from airkernels.formats import FORMATS, BlockFormat
+from airkernels.formats.base import Table
+from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.intrinsics import entry_symbol, library
+from airkernels.triton.layout import MatrixLayout
+
+FORMS = {name: stored(fmt) for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)}
+PICKED = [name for name, form in FORMS.items() if isinstance(form, PickedForm)]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_matrices_take_about_what_they_take_in_the_file(name: str) -> None:
+    layout = MatrixLayout(FORMATS[name], 4096, 4096)
+    assert layout.nbytes <= 1.07 * 4096 * layout.n_blocks * FORMATS[name].nbytes
+
+
+def test_codebooks_and_grids_are_picked() -> None:
+    grids = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+    assert ["IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", *grids] == PICKED
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_selectors_fit_their_values(name: str) -> None:
+    form = FORMS[name]
+    assert isinstance(form, PickedForm) and len(form.values) in (8, 16)
+    assert all(-128 <= value <= 127 for value in form.values)
+    if form.table is not None:
+        # the sign, or the direction, is added above the level
+        level = len(form.values) // 2 - 1
+        assert all((entry >> shift) & 15 <= level for entry in form.table.entries for shift in range(0, 32, 4))
+
+
+def test_library_holds_the_table_of_its_kernel() -> None:
+    table = Table((7, 0x01020304))
+    text = library("cuda", table)
+    assert entry_symbol(table) in text and "[i32 7, i32 16909060]" in text and "nvvm.prmt" in text
+    assert "_entry_" not in library("hip", None) and "amdgcn.perm" in library("hip", None)
+    assert entry_symbol(table) != entry_symbol(Table((7, 0x01020305)))
