@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from aircompile.codegen import Progress
 from aircompile.gpu.calls import DECODE, Axis, DeviceCall, DeviceMatrix
@@ -17,10 +18,13 @@ from airkernels.triton.build import Binary, gpu_target
 from airkernels.triton.layout import padded
 from airrun.plan import device, schema
 from airrun.plan.container import DEVICE_SEGMENT
-from airschedules.gpu.specs import AdvanceSpec, ArgmaxSpec, argmax_parts
+from airschedules.gpu.specs import LEADERS, AdvanceSpec, ArgmaxSpec, LeadersSpec, argmax_parts, leader_parts
 
 _ALIGNMENT = 256
 """Of parts of scratch, in bytes."""
+
+_LEADERS = "leaders"
+"""Kind of scratch."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class _Tables:
     def __init__(self, graph: Graph, lowered: Mapping[str, DeviceLowering]) -> None:
         self._graph, self._lowered = graph, lowered
         self.greedy = _greedy(graph, lowered[DECODE])
-        calls = [call for low in lowered.values() for call in low.calls] + self.greedy
+        self.leaders = _leaders(graph, lowered[DECODE])
+        calls = [call for low in lowered.values() for call in low.calls] + self.greedy + [self.leaders]
         self.matrices: dict[str, DeviceMatrix] = {}
         for low in lowered.values():
             self.matrices |= low.matrices
@@ -117,9 +122,14 @@ class _Tables:
                 for phase, low in self._lowered.items()
             ),
             greedy=tuple(self._launch(DECODE, call) for call in self.greedy),
+            leaders=self._leaders(self._graph.values[output].width),
             targets=tuple(targets),
             vram_nbytes=vram,
         )
+
+    def _leaders(self, n: int) -> device.DeviceLeaders:
+        steps = (self._launch(DECODE, self.leaders),)
+        return device.DeviceLeaders(steps, self._scratch[_LEADERS], leader_parts(n), LEADERS)
 
     def _hidden(self, phase: str, low: DeviceLowering) -> int:
         embed = [operator for operator in self._graph.operators() if operator.phase == "embed"][-1]
@@ -168,12 +178,16 @@ class _Tables:
         return schema.Operand(space, index, offset)
 
 
+def _after_logits(graph: Graph, name: str) -> Operator:
+    """What launches that read the logits belong to."""
+    head = graph.producer(graph.outputs[0])
+    assert head is not None
+    return Operator(name, head.op, (), (), -1, "head")
+
+
 def _greedy(graph: Graph, low: DeviceLowering) -> list[DeviceCall]:
     """The launches that choose the most likely token and step to it."""
-    output = graph.outputs[0]
-    head = graph.producer(output)
-    assert head is not None
-    operator = Operator("greedy", head.op, (), (), -1, "head")
+    output, operator = graph.outputs[0], _after_logits(graph, "greedy")
     n = graph.values[output].width
     parts = argmax_parts(n)
     values, places = (low.scratch_for(f"best.{what}", 4 * parts) for what in ("values", "places"))
@@ -182,6 +196,18 @@ def _greedy(graph: Graph, low: DeviceLowering) -> list[DeviceCall]:
         DeviceCall(ArgmaxSpec(n), operator, (Axis(0, "fixed", parts),), (low.value(output), values, places)),
         DeviceCall(AdvanceSpec(n), operator, (Axis(0, "fixed", 1),), (values, places, *state)),
     ]
+
+
+def _leaders(graph: Graph, low: DeviceLowering) -> DeviceCall:
+    """The launch that finds the most likely tokens, and its results side by side in scratch."""
+    output = graph.outputs[0]
+    n = graph.values[output].width
+    parts = leader_parts(n)
+    sizes = [4 * parts * LEADERS, 4 * parts * LEADERS, 4 * device.MAX_WATCHED, 4 * parts]
+    found = low.scratch_for(_LEADERS, sum(sizes))
+    results = [Pointer(found.space, found.name, at) for at in accumulate(sizes[:-1], initial=0)]
+    pointers = (low.value(output), input_array("watched"), *results)
+    return DeviceCall(LeadersSpec(n), _after_logits(graph, "leaders"), (Axis(0, "fixed", parts),), pointers)
 
 
 def _scratch(wanted: Sequence[Mapping[str, int]]) -> tuple[dict[str, int], int]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from airrun.generation.generate import GenerateConfig
+    from airrun.generation.leaders import Leaders
     from airrun.replay.batch import Batch
     from airrun.replay.kv_cache import SequenceMemory
     from airrun.session import Session
@@ -47,10 +48,12 @@ class Engine:
     parallel
         Sessions that can be full at the same time.
     device, chooses
-        'cpu' or 'cuda', and whether `choose` finds the most likely next token without handing out logits.
+        'cpu' or 'cuda', and whether it finds the most likely next tokens without handing out all logits.
+    max_watched
+        Most tokens whose logits `leaders` sees.
     """
 
-    device, chooses = "cpu", False
+    device, chooses, max_watched = "cpu", False, 0
 
     def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto") -> None:
         plan = loaded.plan
@@ -204,6 +207,10 @@ class Engine:
 
     def choose(self, memory: SequenceMemory, cell: int, token: int) -> int:
         """The most likely token after `token`, which becomes the one at `cell` of a sequence; only if `chooses`."""
+        raise NotImplementedError
+
+    def leaders(self, memory: SequenceMemory, cell: int, token: int, watched: npt.NDArray[np.int32]) -> Leaders:
+        """The most likely tokens after `token`, and the logits of those `watched`; only if `chooses`."""
         raise NotImplementedError
 
     def count_accepted(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from airrun.engine import Engine
+    from airrun.generation.leaders import Leaders
 
 T = TypeVar("T")
 
@@ -110,6 +112,11 @@ class Session:
     def choose(self, token: int) -> int:
         """Append a token and return the most likely one after it, where the engine `chooses`; raises as `eval` does."""
         return self._append(token, self.engine.choose)
+
+    def leaders(self, token: int, watched: npt.NDArray[np.int32]) -> Leaders:
+        """Append a token and return the most likely ones after it, and the logits of the at most `MAX_WATCHED` tokens
+        that are `watched`, where the engine `chooses`; raises as `eval` does. The next evaluation overwrites them."""
+        return self._append(token, partial(self.engine.leaders, watched=watched))
 
     def _append(self, token: int, run: Callable[[SequenceMemory, int, int], T]) -> T:
         n_past = len(self.ids)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeDevice, use_fake_gpu
+from leaders_of import leaders_of
 from small_models import llama_model, llama_tensors
 from tiny_model import measured_host, shared_home, use_home
 
@@ -24,6 +25,8 @@ from aircompile.passes.options import Activations, PassOptions
 from aircompile.pipeline import BuildOptions, build
 from airrun import Engine, GenerateConfig
 from airrun.errors import AirError
+from airrun.generation.generate import generate_tokens
+from airrun.generation.leaders import MASS_ERROR
 from airrun.machine.profile import Gpu
 from airrun.plan.device import DEVICE_CODEC, DeviceTarget
 from airrun.replay.batch import Batch
@@ -139,7 +142,8 @@ def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None
     target = DeviceTarget("a", "sm_90", 0, 0.0, 0.0)
     segments = assemble.build_for_devices(graph, caches, exact, [target], 0, 0, print)
     device = DEVICE_CODEC.loads(segments.contents[0])
-    for step in [*(step for program in device.programs for step in program.steps), *device.greedy]:
+    steps = [step for program in device.programs for step in program.steps]
+    for step in [*steps, *device.greedy, *device.leaders.steps]:
         binary = device.libraries[0].binaries[step.kernel]
         code = segments.contents[1][binary.offset : binary.offset + binary.nbytes]
         spec, arch = pickle.loads(code)
@@ -172,7 +176,7 @@ def test_a_failing_step_is_named(plan: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_devices_of_steps_are_reported(plan: Path) -> None:
     with open_on(plan, "cuda") as gpu, open_on(plan, "cpu") as cpu:
-        assert {"product", "split", "argmax", "gemm", "flash"} <= set(gpu.step_devices)
+        assert {"product", "split", "argmax", "leaders", "gemm", "flash"} <= set(gpu.step_devices)
         assert set(gpu.step_devices.values()) == {"cuda"}
         assert set(cpu.step_devices.values()) == {"cpu"}
 
@@ -197,3 +201,26 @@ def test_without_a_driver(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert engine.isa.startswith("x86-64")
     with pytest.raises(AirError, match="no NVIDIA driver"):
         open_on(plan, "cuda")
+
+
+def test_draws_are_those_of_the_host(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same seed gives the same tokens, whether the device finds the likely ones or all logits are copied."""
+    config = GenerateConfig(max_tokens=3, seed=11, repeat_penalty=1.4, ignore_eos=True, logit_bias={5: 2.0})
+    with open_on(plan, "cuda", parallel=2) as gpu:
+        launches: list[str] = gpu.gpu.launches  # type: ignore[attr-defined]
+        got = list(generate_tokens(gpu.session, PROMPT[:3], config))
+        assert launches.count("leaders") == 2
+        monkeypatch.setattr(type(gpu), "max_watched", -1)
+        assert list(generate_tokens(gpu.new_session(), PROMPT[:3], config)) == got
+        assert launches.count("leaders") == 2
+
+
+def test_leaders_are_those_of_the_row(plan: Path) -> None:
+    watched = np.array([200, 5, 261], np.int32)
+    with open_on(plan, "cuda") as gpu:
+        found = gpu.session.leaders(40, watched)
+        want = leaders_of(found.row(), *found.best.shape, watched=watched)
+    np.testing.assert_array_equal(found.best, want.best)
+    np.testing.assert_array_equal(found.tokens, want.tokens)
+    np.testing.assert_array_equal(found.seen, want.seen)
+    np.testing.assert_allclose(found.sums, want.sums, rtol=MASS_ERROR / 4)

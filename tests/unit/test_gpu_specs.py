@@ -17,6 +17,7 @@ from airschedules.gpu.specs import (
     GatherSpec,
     GemmSpec,
     Heads,
+    LeadersSpec,
     NormSpec,
     PackSpec,
     ProductSpec,
@@ -58,6 +59,7 @@ SPECS: list[DeviceSpec] = [
     FlashSpec(HEADS, 0.125, 768, 512),
     ArgmaxSpec(32000),
     AdvanceSpec(32000),
+    LeadersSpec(32000),
 ]
 
 

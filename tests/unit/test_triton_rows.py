@@ -1,15 +1,17 @@
-"""GPU row kernels against float64: norm, gate, rounding, selection, and the greedy choice."""
+"""GPU row kernels against float64: norm, gate, rounding, selection, the greedy choice and the most likely tokens."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from kernel_harness import fresh_rng, random_activations
+from leaders_of import leaders_of
 from triton_harness import Machine, decode_rows, machine  # noqa: F401  (a fixture)
 
 from airkernels.triton.layout import RowLayout
 from airkernels.triton.rows import convert, gated_silu, rms_norm, select
-from airkernels.triton.sample import advance, argmax_parts
+from airkernels.triton.sample import advance, argmax_parts, leaders
+from airrun.generation.leaders import MASS_ERROR, Leaders
 
 KINDS = [("f32", 32), ("f32", 1), ("f16", 32), ("f16", 1), ("f16", 256), ("q8", 32), ("q16", 32), ("q16", 256)]
 STEP = {"f32": 1e-6, "f16": 2.0**-11, "q8": 0.51 / 127, "q16": 0.51 / 16256}
@@ -119,3 +121,45 @@ def test_greedy_choice(machine: Machine, n: int) -> None:  # noqa: F811
         machine.run(advance, (1,), values, places, *(state.at(4 * i) for i in range(4)), PARTS=parts, RING=4)
         best = int(np.argmax(logits))
         assert machine.get(state, np.int32, 7).tolist() == [best, 42, 44, 0, best, 0, 0]
+
+
+@pytest.mark.parametrize(("n", "parts", "tile"), [(5, 1, 8), (300, 4, 128), (1003, 2, 512)])
+def test_most_likely_tokens(machine: Machine, n: int, parts: int, tile: int) -> None:  # noqa: F811
+    """Ties, parts that are shorter than what is kept of them, and rows that exclude tokens."""
+    rng, best, n_watched = fresh_rng(), 16, 64
+    for logits in (
+        (rng.standard_normal(n) * 4).astype(np.float32),
+        rng.integers(-2, 3, n).astype(np.float32),
+        np.where(rng.random(n) < 0.9, -np.inf, rng.standard_normal(n)).astype(np.float32),
+        np.full(n, -np.inf, np.float32),
+    ):
+        watched = rng.integers(0, n, n_watched).astype(np.int32)
+        found = [machine.poisoned(4 * size, kind) for size, kind in zip(
+            (parts * best, parts * best, n_watched, parts), ("fp32", "i32", "fp32", "fp32"), strict=True
+        )]  # fmt: skip
+        machine.run(
+            leaders, (parts,), machine.put(logits), machine.put(watched), *found,
+            N=n, PARTS=parts, BEST=best, CHUNK=8, TILE=tile, WATCHED=n_watched,
+        )  # fmt: skip
+        want = leaders_of(logits, parts, best, watched=watched)
+        values = machine.get(found[0], np.float32, parts, best)
+        np.testing.assert_array_equal(values, want.best)
+        there = values > -np.inf
+        np.testing.assert_array_equal(machine.get(found[1], np.int32, parts, best)[there], want.tokens[there])
+        np.testing.assert_array_equal(machine.get(found[2], np.float32, n_watched), want.seen)
+        np.testing.assert_allclose(machine.get(found[3], np.float32, parts), want.sums, rtol=MASS_ERROR / 4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_most_likely_tokens_of_a_damaged_row(machine: Machine, bad: float) -> None:  # noqa: F811
+    logits = fresh_rng().standard_normal(300).astype(np.float32)
+    logits[77] = bad
+    found = [machine.poisoned(4 * 64, kind) for kind in ("fp32", "i32", "fp32", "fp32")]
+    machine.run(
+        leaders, (4,), machine.put(logits), machine.put(np.zeros(64, np.int32)), *found,
+        N=300, PARTS=4, BEST=16, CHUNK=8, TILE=128, WATCHED=64,
+    )  # fmt: skip
+    best, sums = machine.get(found[0], np.float32, 4, 16), machine.get(found[3], np.float32, 4)
+    nothing = np.empty(0, np.int32)
+    mass = Leaders(best, best.view(np.int32), sums, nothing, nothing.view(np.float32), lambda: logits).mass(3.0)
+    assert not np.isfinite(mass)

@@ -17,7 +17,7 @@ from airrun.cuda.sizes import DeviceSizes, device_sizes
 from airrun.engine import Engine
 from airrun.errors import PlanError
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import DevicePlan
+from airrun.plan.device import MAX_WATCHED, DevicePlan
 from airrun.plan.read_device import device_plan
 from airrun.replay.kv_cache import StatePool
 from airrun.weights.files import LoadMode, WeightFiles
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from airrun.generation.leaders import Leaders
     from airrun.replay.batch import Batch
     from airrun.replay.kv_cache import SequenceMemory
 
@@ -47,7 +48,7 @@ class CudaEngine(Engine):
         Seconds of the start: creating the context, loading code, everything but the context.
     """
 
-    device, chooses = "cuda", True
+    device, chooses, max_watched = "cuda", True, MAX_WATCHED
 
     def __init__(
         self,
@@ -79,6 +80,9 @@ class CudaEngine(Engine):
     def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:
         return self._cuda.choose(blocks, cell, token)
 
+    def leaders(self, blocks: SequenceMemory, cell: int, token: int, watched: npt.NDArray[np.int32]) -> Leaders:
+        return self._cuda.leaders(blocks, cell, token, watched)
+
     @property
     def decode(self) -> Callable[[SequenceMemory, int, int], npt.NDArray[np.float32]]:
         return self._cuda.decode
@@ -86,7 +90,8 @@ class CudaEngine(Engine):
     @property
     def step_devices(self) -> dict[str, str]:
         steps = [step for program in self._device.programs for step in program.steps]
-        return {self._device.kernels[step.kernel].op: self.device for step in [*steps, *self._device.greedy]}
+        steps += [*self._device.greedy, *self._device.leaders.steps]
+        return {self._device.kernels[step.kernel].op: self.device for step in steps}
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
         return self._cuda.run(batch)

@@ -2,7 +2,8 @@
 
 Greedy decoding stays on the device: the graph chooses the token and steps to it, so that the next one is started before
 the host has seen it; where weights are streamed that gains nothing, and an unwanted step costs much. Where they come
-from files in every step, there is no graph, as reading cannot be part of one.
+from files in every step, there is no graph, as reading cannot be part of one. Where a token is drawn, the graph finds
+the few that can be, and the host draws among them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from airrun.cuda.loading import DeviceWeights
 from airrun.cuda.pool import DevicePool
 from airrun.cuda.programs import Addresses, BoundProgram, Kernel
 from airrun.cuda.sizes import DeviceSizes
+from airrun.generation.leaders import Leaders
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import CHOSEN_RING, MAX_SMALL, DevicePlan
+from airrun.plan.device import CHOSEN_RING, MAX_SMALL, MAX_WATCHED, DevicePlan
 from airrun.replay.batch import Batch, BatchSequence
 from airrun.replay.kv_cache import SequenceMemory
 
@@ -66,6 +68,8 @@ class CudaExecutor:
         decode = device.programs[0]
         self._decode = BoundProgram(gpu, decode.steps, kernels, self._addresses(self._inputs.one))
         self._greedy = BoundProgram(gpu, device.greedy, kernels, self._addresses(self._inputs.one))
+        self._leaders = BoundProgram(gpu, device.leaders.steps, kernels, self._addresses(self._inputs.one))
+        self._found_memory = gpu.allocate_pinned(device.leaders.nbytes)
         self._small = self._bind_small()
         self._graphs: dict[str, Graph] = {}
         self._ahead: tuple[SequenceMemory, int, int] | None = None
@@ -144,6 +148,37 @@ class CudaExecutor:
         self._count("decode", 1, started, launched)
         return self._row
 
+    def leaders(self, blocks: SequenceMemory, cell: int, token: int, watched: npt.NDArray[np.int32]) -> Leaders:
+        """The most likely tokens after `token`, which stands at `cell`; views that the next call overwrites."""
+        started = perf_counter()
+        self._gpu.use()
+        self._ahead = None
+        self._inputs.set_blocks(blocks)
+        self._gpu.synchronize()
+        self._inputs.set_one(token, cell)
+        self._inputs.watch(watched)
+        launched = perf_counter()
+        self._start("leaders", self._for_leaders)
+        self._gpu.synchronize()
+        self._count("decode", 1, started, launched)
+        return self._found(watched)
+
+    def _found(self, watched: npt.NDArray[np.int32]) -> Leaders:
+        """What the steps to the leaders left."""
+        spec = self._device.leaders
+        n, parts = spec.parts * spec.best, spec.parts
+        found = np.frombuffer(self._found_memory, np.float32)
+        best, seen, sums = found[:n], found[2 * n :][: len(watched)], found[2 * n + MAX_WATCHED :]
+        tokens = found[n : 2 * n].view(np.int32)
+        return Leaders(best.reshape(parts, -1), tokens.reshape(parts, -1), sums, watched, seen, self._whole_row)
+
+    def _whole_row(self) -> Logits:
+        """The logits of the last single token, float32 [n_vocab]; a view that the next call overwrites."""
+        self._gpu.download(ctypes.addressof(self._row_memory), self._first_logits, 4 * self._model.n_vocab)
+        self._gpu.synchronize()
+        row: Logits = self._row[0]
+        return row
+
     def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:
         """The most likely token after `token`, which stands at `cell`."""
         started = perf_counter()
@@ -185,6 +220,13 @@ class CudaExecutor:
         self._inputs.upload_one()
         self._weights.run(self._decode, 1, 1)
         self._gpu.download(ctypes.addressof(self._row_memory), self._first_logits, 4 * self._model.n_vocab)
+
+    def _for_leaders(self) -> None:
+        self._inputs.upload_one()
+        self._weights.run(self._decode, 1, 1)
+        self._leaders.launch(1, 1)
+        spec = self._device.leaders
+        self._gpu.download(ctypes.addressof(self._found_memory), self._scratch + spec.offset, spec.nbytes)
 
     def _for_choice(self) -> None:
         self._weights.run(self._decode, 1, 1)

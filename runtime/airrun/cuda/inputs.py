@@ -9,7 +9,7 @@ import numpy as np
 
 from airrun.cuda.driver import Device
 from airrun.plan.container import LoadedPlan
-from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS, MAX_SMALL
+from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS, MAX_SMALL, MAX_WATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,9 +46,13 @@ class Inputs:
         self._host = gpu.allocate_pinned(self._n_arrays * stride)
         self._batch: Ints = np.frombuffer(self._host, np.int32).reshape(self._n_arrays, -1)
         self._device = gpu.allocate(self._n_arrays * stride)
-        self._host_one = gpu.allocate_pinned(self._n_arrays * _UNIT)
-        self._one: Ints = np.frombuffer(self._host_one, np.int32).reshape(self._n_arrays, -1)[:, 0]
-        self._device_one = gpu.allocate(self._n_arrays * _UNIT)
+        scalars = self._n_arrays * _UNIT
+        self._one_nbytes = scalars + 4 * MAX_WATCHED
+        self._host_one = gpu.allocate_pinned(self._one_nbytes)
+        ints: Ints = np.frombuffer(self._host_one, np.int32)
+        ints[:] = 0
+        self._one, self._watched = ints[: scalars // 4].reshape(self._n_arrays, -1)[:, 0], ints[scalars // 4 :]
+        self._device_one = gpu.allocate(self._one_nbytes)
         self._table = gpu.allocate(4 * plan.kv.max_blocks * MAX_SMALL)
         self._max_blocks = plan.kv.max_blocks
         self._blocks: list[int] = []
@@ -61,18 +65,23 @@ class Inputs:
         gpu.upload(self._rope, rows.ctypes.data, rows.nbytes)
         gpu.synchronize()
         shared = {"rope": self._rope, "block_table": self._table, "chosen": ctypes.addressof(ring)}
+        shared["watched"] = self._device_one + scalars
         batch = {name: self._device + i * stride for i, name in enumerate(_PER_TOKEN)}
         one = {name: self._device_one + i * _UNIT for i, name in enumerate(_PER_TOKEN)}
         self.addresses = [(shared | batch)[name] for name in DEVICE_INPUTS]
         self.one = [(shared | one)[name] for name in DEVICE_INPUTS]
 
     def upload_one(self) -> None:
-        """Copy what `set_one` wrote; part of a graph."""
-        self._gpu.upload(self._device_one, ctypes.addressof(self._host_one), self._n_arrays * _UNIT)
+        """Copy what `set_one` and `watch` wrote; part of a graph."""
+        self._gpu.upload(self._device_one, ctypes.addressof(self._host_one), self._one_nbytes)
 
     def set_one(self, token: int, cell: int) -> None:
         """Describe one token of the sequence whose blocks were given to `set_blocks`."""
         self._one[:] = (token, cell, 0, 0, cell)
+
+    def watch(self, tokens: Ints) -> None:
+        """Have the logits of so many tokens at most `MAX_WATCHED` seen, whatever they are."""
+        self._watched[: len(tokens)] = tokens
 
     def set_blocks(self, blocks: SequenceMemory) -> None:
         """Use the blocks of a sequence from now on; free when they are as before."""

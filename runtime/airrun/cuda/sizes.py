@@ -21,7 +21,7 @@ from airrun.cuda.tiers import (
 )
 from airrun.errors import BudgetError, UsageError
 from airrun.ledger import interpreter_nbytes, kv_nbytes
-from airrun.plan.device import CHOSEN_RING, MAX_SMALL, DevicePlan
+from airrun.plan.device import CHOSEN_RING, MAX_SMALL, MAX_WATCHED, DevicePlan
 from airrun.plan.schema import Plan
 
 _FREE_SHARE = 0.97
@@ -176,6 +176,7 @@ class _Run:
         plan, device = self.plan, self.device
         blocks = self.parallel * -(-self.ctx_size // plan.kv.block_cells)
         arrays = _whole(4 * max_tokens) * 5 + _whole(4 * plan.kv.max_blocks * MAX_SMALL) + _whole(4 * CHOSEN_RING)
+        arrays += _whole(4 * MAX_WATCHED)
         return DeviceSizes(
             ctx_size=self.ctx_size,
             parallel=self.parallel,

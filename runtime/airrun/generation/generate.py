@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from airrun.engine import Engine
+    from airrun.generation.leaders import Leaders
     from airrun.generation.sampling import Sampler
     from airrun.generation.speculate import Speculator
     from airrun.session import Session
@@ -151,7 +152,7 @@ def generate_tokens(
     eog = frozenset(session.engine.tokenizer.spec.eog_ids)
     speculator = _speculator(session, ids, config)
     start = time.perf_counter()
-    logits = _prefill(session, ids, result, cancel)
+    logits: NDArray[np.float32] | Leaders | None = _prefill(session, ids, result, cancel)
     sampler.begin(ids)
     result.seed = sampler.seed
     begun = time.perf_counter()
@@ -161,7 +162,7 @@ def generate_tokens(
         return
     tokens, limit, n_ctx = result.tokens, config.max_tokens, session.n_ctx
     chosen: int | None = None
-    on_device = sampler.is_argmax and session.engine.chooses
+    engine = session.engine
     last_rows: NDArray[np.float32] | None = None
     try:
         while len(tokens) != limit:
@@ -184,8 +185,11 @@ def generate_tokens(
                 logits = speculator.eval(token, limit - len(tokens) - 1 if limit >= 0 else n_ctx)
                 continue
             result.passes += 1
-            if on_device:
+            if engine.chooses and sampler.is_argmax:
                 chosen = session.choose(token)
+                continue
+            if engine.chooses and sampler.narrows and len(watched := sampler.watched) <= engine.max_watched:
+                logits, last_rows = session.leaders(token, watched), None
                 continue
             rows = session.eval((token,))
             if rows is not last_rows:  # a view that is overwritten: its only row is taken once

@@ -3,6 +3,9 @@
 The order, the meaning and the defaults are those of llama.cpp's default sampler chain, with the members that this
 version does not offer left out. Penalties see the raw logits; temperature comes last, so that top-p and min-p cut the
 model's own distribution and a high temperature only reshuffles what they kept.
+
+Where the row lies on a device, its leaders nearly always decide all of that: what the stages keep is then among them,
+and the draw comes out as from the whole row, bit for bit. Where they do not, the row is fetched.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airrun.errors import AirError, UsageError
+from airrun.generation.leaders import MASS_ERROR, Leaders
 from airrun.generation.sampler_config import SamplerConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    _Weights = tuple[NDArray[np.intp], NDArray[np.float64]]
+    """Ids, and their unnormalised probabilities."""
 
 _GROUP = 64  # logits per group in the search for the top k
 
@@ -51,6 +58,7 @@ class Sampler:
         self._penalizes = config.penalizes
         self._edits = bool(bias) or self._penalizes
         self._scratch = np.empty(n_vocab if self._edits else 0, np.float32)
+        self._is_watched = np.zeros(n_vocab if self._edits else 0, np.bool_)
         self._window: deque[int] = deque()
         self._counts: dict[int, int] = {}
 
@@ -58,6 +66,19 @@ class Sampler:
     def is_argmax(self) -> bool:
         """Whether the most likely token is always taken, as the logits are."""
         return self._random is None and not self._edits
+
+    @property
+    def narrows(self) -> bool:
+        """Whether a stage cuts unlikely tokens away, so that the likely ones can decide."""
+        config = self.config
+        limited = 0 < config.top_k < self.n_vocab
+        return self._random is None or limited or config.top_p < 1.0 or config.min_p > 0.0
+
+    @property
+    def watched(self) -> NDArray[np.int32]:
+        """Tokens that the next sample corrects the logits of; `Leaders` must come with them, in this order."""
+        ids = self._counts.keys() | set(self._bias_ids.tolist())
+        return np.fromiter(ids, np.int32, len(ids))
 
     def begin(self, ids: Iterable[int]) -> None:
         """Make ``ids`` (a prompt) the window that the penalties look at; the random state goes on."""
@@ -78,12 +99,12 @@ class Sampler:
             if not self._counts[oldest]:
                 del self._counts[oldest]
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
+    def sample(self, logits: NDArray[np.float32] | Leaders) -> int:
         """Choose a token.
 
         Parameters
         ----------
-        logits : float32 [n_vocab]
+        logits : float32 [n_vocab], or the leaders of such a row
             Left unchanged. ``-inf`` excludes a token.
 
         Returns
@@ -96,30 +117,36 @@ class Sampler:
         AirError
             If a logit is NaN or +inf, or if every token is excluded.
         """
-        if self._edits:
-            logits = self._edited(logits)
-        best, peak = _peak(logits)
+        drawn = self._lead(logits) if isinstance(logits, Leaders) else self._weigh(logits)
+        if drawn is None:
+            assert isinstance(logits, Leaders)
+            drawn = self._weigh(logits.row())
+        ids, weights = drawn
         if self._random is None:
-            return best
-        ids, weights = self._weights(logits, peak)
+            return int(ids[0])
         cumulative = weights.cumsum()
         place = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
         return int(ids[min(place, len(ids) - 1)])
 
     def candidates(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Ids that could be drawn from ``logits``, and their probabilities (float64, sum 1), after every stage."""
+        ids, weights = self._weigh(logits)
+        return ids, weights / weights.sum()
+
+    def _weigh(self, logits: NDArray[np.float32]) -> _Weights:
+        """What can be drawn from a row."""
         if self._edits:
-            logits = self._edited(logits)
+            np.copyto(self._scratch, logits)
+            self._edit(self._scratch)
+            logits = self._scratch
         best, peak = _peak(logits)
         if self._random is None:
             return np.array([best]), np.ones(1)
-        ids, weights = self._weights(logits, peak)
-        return ids, weights / weights.sum()
+        ids = _top_k(logits, self.config.top_k)
+        return self._cut(ids, logits[ids], peak)
 
-    def _edited(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits with bias and penalties, in the scratch row."""
-        row = self._scratch
-        np.copyto(row, logits)
+    def _edit(self, row: NDArray[np.float32]) -> None:
+        """Apply bias and penalties to a row, of which only the tokens `watched` are looked at."""
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
         if self._counts:
@@ -129,19 +156,20 @@ class Sampler:
             seen = row[ids]
             seen = np.where(seen <= 0, seen * config.repeat_penalty, seen / config.repeat_penalty)
             row[ids] = seen - (counts * config.frequency_penalty + config.presence_penalty)
-        return row
 
-    def _weights(self, logits: NDArray[np.float32], peak: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Ids that survive top-k, top-p and min-p, and their unnormalised probabilities at the temperature."""
+    def _cut(self, ids: NDArray[np.intp], logits: NDArray[np.float32], peak: float) -> _Weights:
+        """Of the ids that top-k kept, and their logits, what survives the other stages."""
         config = self.config
-        ids = _top_k(logits, config.top_k)
-        values = logits[ids].astype(np.float64) - peak
+        values = logits.astype(np.float64) - peak
         if config.top_p < 1.0:
-            order = np.argsort(-values, kind="stable")
-            ids, values = ids[order], values[order]
-            cumulative = np.exp(values).cumsum()
+            ids, values, cumulative = _ranked(ids, values)
             kept = int(cumulative.searchsorted(config.top_p * cumulative[-1])) + 1
             ids, values = ids[:kept], values[:kept]
+        return self._temper(ids, values)
+
+    def _temper(self, ids: NDArray[np.intp], values: NDArray[np.float64]) -> _Weights:
+        """The last stages: min-p and temperature."""
+        config = self.config
         if config.min_p > 0.0:
             likely = values >= math.log(config.min_p)
             ids, values = ids[likely], values[likely]
@@ -149,6 +177,80 @@ class Sampler:
             weights = np.exp(values / config.temperature)
         possible = weights > 0.0  # excluded tokens must not be drawn even where the draw falls on the last edge
         return ids[possible], weights[possible]
+
+    def _lead(self, leaders: Leaders) -> _Weights | None:
+        """`_weigh` of the row that these are the leaders of; None where they do not decide it."""
+        bound, k = leaders.bound, self.config.top_k
+        ids, logits = self._known(leaders, bound)
+        if not len(ids):
+            return None
+        peak = float(logits.max())
+        mass = leaders.mass(peak)
+        if not math.isfinite(mass):
+            return None
+        limited = 0 < k < self.n_vocab
+        enough = limited and len(ids) >= k
+        if enough:
+            few = logits >= np.partition(logits, len(ids) - k)[len(ids) - k]
+            ids, logits = ids[few], logits[few]
+        order = np.argsort(ids)
+        ids, logits = ids[order], logits[order]
+        if self._random is None:
+            return ids[[logits.argmax()]], np.ones(1)
+        if enough or bound == -math.inf:
+            kept = _top_k(logits, k)
+            return self._cut(ids[kept], logits[kept], peak)
+        if limited and self.config.top_p < 1.0:
+            return None
+        return self._lead_by_mass(leaders, ids, logits, peak, mass)
+
+    def _known(self, leaders: Leaders, bound: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """All tokens whose logits, corrected, exceed the bound, and these logits."""
+        above = leaders.best > bound
+        ids, logits = leaders.tokens[above].astype(np.intp), leaders.best[above]
+        if self._edits:
+            watched = leaders.watched
+            self._is_watched[watched] = True
+            others = ~self._is_watched[ids]
+            self._is_watched[watched] = False
+            self._scratch[watched] = leaders.seen
+            self._edit(self._scratch)
+            corrected = self._scratch[watched]
+            above = corrected > bound
+            ids = np.concatenate((ids[others], watched[above].astype(np.intp)))
+            logits = np.concatenate((logits[others], corrected[above]))
+        return ids, logits
+
+    def _lead_by_mass(
+        self, leaders: Leaders, ids: NDArray[np.intp], logits: NDArray[np.float32], peak: float, mass: float
+    ) -> _Weights | None:
+        """`_lead` where top-k does not decide: by how much of the whole `mass` the tokens have, and by min-p."""
+        config, n = self.config, len(ids)
+        values = logits.astype(np.float64) - peak
+        least = most = n + 1  # bounds of how many are kept; n + 1 is any number that the leaders do not tell
+        if config.top_p < 1.0:
+            ids, values, cumulative = _ranked(ids, values)
+            before = after = 0.0
+            if self._edits:
+                before = float(np.exp(leaders.seen.astype(np.float64) - peak).sum())
+                after = float(np.exp(self._scratch[leaders.watched].astype(np.float64) - peak).sum())
+            total, doubt = mass - before + after, MASS_ERROR * (mass + after)
+            least, most = (int(cumulative.searchsorted(config.top_p * (total + d))) + 1 for d in (-doubt, doubt))
+        if config.min_p > 0.0 and leaders.bound - peak < math.log(config.min_p):
+            likely = int(np.count_nonzero(values >= math.log(config.min_p)))
+            least, most = min(least, likely), min(most, likely)
+        if least < most or most > n:
+            return None
+        return self._temper(ids[:most], values[:most]) if config.top_p < 1.0 else self._temper(ids, values)
+
+
+def _ranked(
+    ids: NDArray[np.intp], values: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Ids and values, the most likely first, and the running sums of their probabilities."""
+    order = np.argsort(-values, kind="stable")
+    ids, values = ids[order], values[order]
+    return ids, values, np.exp(values).cumsum()
 
 
 def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:

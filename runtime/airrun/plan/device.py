@@ -20,12 +20,17 @@ DEVICE_SPACES = ("none", "weight", "halves", "tensor", "buffer", "input", "kv", 
 """Spaces of operands: 'weight' is a matrix on the device and 'halves' its two-byte planes; 'tensor' a vector, uploaded
 as it stands in its file; the others are those of `airrun.plan.schema.Operand`."""
 
-DEVICE_INPUTS = ("token_ids", "cells", "sequences", "output_rows", "rope_rows", "rope", "block_table", "chosen")
+DEVICE_INPUTS = (
+    "token_ids", "cells", "sequences", "output_rows", "rope_rows", "rope", "block_table", "chosen", "watched",
+)  # fmt: skip
 """What the host fills before a program runs, int32 unless said otherwise. As `airrun.plan.schema.INPUTS`, but: rope
 is float32 [rows, 2, dim/2], cosines and sines by position; rope_rows [n] says which row a token takes; chosen
-[CHOSEN_RING] are the tokens that the greedy steps chose, by cell, in memory that the host can read."""
+[CHOSEN_RING] are the tokens that the greedy steps chose, by cell, in memory that the host can read; watched
+[MAX_WATCHED] are tokens whose logits the host wants to see whatever they are (`DeviceLeaders`)."""
 
 CHOSEN_RING = 64
+
+MAX_WATCHED = 1024
 
 MAX_SMALL = 8
 """Tokens of a small batch, of as many sequences at most: rows of the block table."""
@@ -70,6 +75,26 @@ class DeviceProgram:
     max_tokens: int
     hidden: int
     steps: tuple[Launch, ...]
+
+
+@record
+class DeviceLeaders:
+    """Steps that follow the decode program where a token is drawn: they find the most likely ones, in parts of the row.
+
+    From `offset` of scratch on they leave, float32 unless said otherwise: [parts, best] the largest logits of each
+    part, largest first; int32 [parts, best] their tokens; [MAX_WATCHED] the logits of the tokens of the input
+    'watched'; [parts] the sum of exp(logit - largest) over each part. Every token belongs to a part.
+    """
+
+    steps: tuple[Launch, ...]
+    offset: int
+    parts: int
+    best: int
+
+    @property
+    def nbytes(self) -> int:
+        """What the steps leave."""
+        return 4 * (2 * self.parts * self.best + self.parts + MAX_WATCHED)
 
 
 @record
@@ -143,8 +168,8 @@ class DevicePlan:
     run may take of the device's memory by default, 0 where that is left to the machine. All programs read the same
     matrices in the same order.
 
-    `greedy` follows the decode program where the most likely token is wanted. A block of the cache is as large as on a
-    processor, but holds, per KV head, keys and then values as [cells, head_dim].
+    `greedy` follows the decode program where the most likely token is wanted, `leaders` where one is drawn. A block of
+    the cache is as large as on a processor, but holds, per KV head, keys and then values as [cells, head_dim].
     """
 
     format_version: int
@@ -157,6 +182,7 @@ class DevicePlan:
     logits_stride: int
     programs: tuple[DeviceProgram, ...]
     greedy: tuple[Launch, ...]
+    leaders: DeviceLeaders
     targets: tuple[DeviceTarget, ...]
     vram_nbytes: int
 

@@ -64,6 +64,8 @@ def verify_device(device: DevicePlan, plan: Plan) -> None:
             fail(f"gpu.programs[{i}].steps", "read their matrices in another order than those of the first program")
     equal("gpu.programs[0].max_tokens", device.programs[0].max_tokens, 1, "single tokens being decoded by it")
     steps.check("gpu.greedy", device.greedy, 1)
+    steps.check("gpu.leaders.steps", device.leaders.steps, 1)
+    _leaders(device)
 
 
 def _libraries(device: DevicePlan, plan: Plan) -> None:
@@ -127,6 +129,14 @@ def _memory(device: DevicePlan, plan: Plan) -> None:
         multiple(f"{path}.offset", buffer.offset, 64)
     within("gpu.scratch_nbytes", device.scratch_nbytes, 0, MAX_NBYTES)
     within("gpu.logits_stride", device.logits_stride, plan.model.n_vocab, MAX_COUNT)
+
+
+def _leaders(device: DevicePlan) -> None:
+    leaders = device.leaders
+    within("gpu.leaders.parts", leaders.parts, 1, 1 << 12)
+    within("gpu.leaders.best", leaders.best, 1, 1 << 12)
+    within("gpu.leaders.offset", leaders.offset, 0, device.scratch_nbytes - leaders.nbytes)
+    multiple("gpu.leaders.offset", leaders.offset, 16)
 
 
 class _Steps:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from airschedules.gpu.specs.attention import CELLS, CombineSpec, FlashSpec, Heads, RopeStoreSpec, SplitSpec
 from airschedules.gpu.specs.products import GatherSpec, GemmSpec, PackSpec, ProductSpec, UnpackSpec
 from airschedules.gpu.specs.rows import (
+    LEADERS,
     AdvanceSpec,
     ArgmaxSpec,
     ConvertSpec,
     GatedSpec,
+    LeadersSpec,
     NormSpec,
     RowKind,
     SelectSpec,
     argmax_parts,
+    leader_parts,
 )
 
 __all__ = [
     "CELLS",
+    "LEADERS",
     "AdvanceSpec",
     "ArgmaxSpec",
     "CombineSpec",
@@ -26,6 +30,7 @@ __all__ = [
     "GatherSpec",
     "GemmSpec",
     "Heads",
+    "LeadersSpec",
     "NormSpec",
     "PackSpec",
     "ProductSpec",
@@ -35,4 +40,5 @@ __all__ = [
     "SplitSpec",
     "UnpackSpec",
     "argmax_parts",
+    "leader_parts",
 ]

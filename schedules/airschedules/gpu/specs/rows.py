@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from airkernels.triton import rows, sample
 from airkernels.triton.build import Constants
 from airkernels.triton.layout import RowLayout
-from airrun.plan.device import CHOSEN_RING
+from airrun.plan.device import CHOSEN_RING, MAX_WATCHED
 from airschedules.gpu.schedule import DeviceSchedule, DeviceSpec
 
 _MOST_PARTS = 128
-"""Of the search for the largest logit."""
+"""Of the search for the largest logits."""
+
+LEADERS = 16
+"""Largest logits that are kept of a part: of 128 parts, some 700 of a row are then sure to be among them."""
+
+_CHUNK = 8
+"""Tokens that stay together where a row is dealt to parts: a sector of memory."""
 
 
 def power(n: int, least: int = 1) -> int:
@@ -22,6 +28,11 @@ def power(n: int, least: int = 1) -> int:
 def argmax_parts(n: int) -> int:
     """Programs that share the search among `n` logits, a power of two."""
     return min(_MOST_PARTS, power(max(n // 256, 1)))
+
+
+def leader_parts(n: int) -> int:
+    """Parts whose largest logits are looked for, a power of two."""
+    return min(_MOST_PARTS, power(max(n // 64, 1)))
 
 
 @dataclass(frozen=True)
@@ -174,3 +185,28 @@ class AdvanceSpec(DeviceSpec):
     def schedule(self, arch: str) -> DeviceSchedule:
         types = ("*fp32", "*i32", "*i32", "*i32", "*i32", "*i32")
         return DeviceSchedule(sample.advance, types, {"PARTS": argmax_parts(self.n), "RING": CHOSEN_RING}, (1,), 1)
+
+
+@dataclass(frozen=True)
+class LeadersSpec(DeviceSpec):
+    """The largest of `n` logits, in parts. Extents: parts."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n,)
+
+    def schedule(self, arch: str) -> DeviceSchedule:
+        parts = leader_parts(self.n)
+        tile = power(-(-self.n // (_CHUNK * parts))) * _CHUNK
+        constants: Constants = {
+            "N": self.n,
+            "PARTS": parts,
+            "BEST": LEADERS,
+            "CHUNK": _CHUNK,
+            "TILE": tile,
+            "WATCHED": MAX_WATCHED,
+        }
+        types = ("*fp32", "*i32", "*fp32", "*i32", "*fp32", "*fp32")
+        return DeviceSchedule(sample.leaders, types, constants, (1,), row_warps(tile))
