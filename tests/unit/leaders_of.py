@@ -19,7 +19,8 @@ def leaders_of(row: Floats, parts: int, best: int, chunk: int = 8, watched: npt.
         ids = np.flatnonzero(part_of == part)
         ranked = ids[np.argsort(-row[ids], kind="stable")]
         if len(ids) and row[ranked[0]] > -np.inf:
-            sums[part] = np.exp(row[ids].astype(np.float64) - row[ranked[0]]).sum()
+            with np.errstate(invalid="ignore"):  # inf - inf
+                sums[part] = np.exp(row[ids].astype(np.float64) - row[ranked[0]]).sum()
         ranked = ranked[row[ranked] > -np.inf][:best]
         values[part, : len(ranked)], tokens[part, : len(ranked)] = row[ranked], ranked
     seen = np.asarray(watched, np.int32)

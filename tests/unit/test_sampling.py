@@ -180,3 +180,15 @@ def test_cost_per_token(config: dict[str, float], n_vocab: int, limit: float) ->
         sampler.sample(logits)
         best = min(best, time.perf_counter() - start)
     assert best < limit
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1 - 1e-9])
+def test_top_p_over_a_large_vocabulary(spread: float, top_p: float) -> None:
+    """However many tokens it takes to reach the share, ties included."""
+    row = np.round(np.random.default_rng(4).standard_normal(40_000) * spread, 2).astype(np.float32)
+    ids, _ = Sampler(SamplerConfig(**{**ALL_OFF, "top_p": top_p}), len(row)).candidates(row)
+    order = np.argsort(-row, kind="stable")
+    weights = np.exp(row[order].astype(np.float64) - row.max())
+    kept = int(np.searchsorted(weights.cumsum(), top_p * weights.sum())) + 1
+    np.testing.assert_array_equal(ids, order[:kept])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     _Weights = tuple[NDArray[np.intp], NDArray[np.float64]]
     """Ids, and their unnormalised probabilities."""
 
+_FEW = 1024  # ids that are ranked first in the search for those of top-p
 _GROUP = 64  # logits per group in the search for the top k
 
 
@@ -162,9 +163,7 @@ class Sampler:
         config = self.config
         values = logits.astype(np.float64) - peak
         if config.top_p < 1.0:
-            ids, values, cumulative = _ranked(ids, values)
-            kept = int(cumulative.searchsorted(config.top_p * cumulative[-1])) + 1
-            ids, values = ids[:kept], values[:kept]
+            ids, values = _nucleus(ids, values, config.top_p)
         return self._temper(ids, values)
 
     def _temper(self, ids: NDArray[np.intp], values: NDArray[np.float64]) -> _Weights:
@@ -242,6 +241,27 @@ class Sampler:
         if least < most or most > n:
             return None
         return self._temper(ids[:most], values[:most]) if config.top_p < 1.0 else self._temper(ids, values)
+
+
+def _nucleus(
+    ids: NDArray[np.intp], values: NDArray[np.float64], share: float
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The smallest set of most likely ids that have a share of the probability, the most likely first.
+
+    Only as many as are needed are put in order, in rising numbers: of a whole vocabulary nearly always a few.
+    """
+    wanted = share * float(np.exp(values).sum())
+    n, few = len(ids), _FEW
+    while few < n:
+        near = values >= np.partition(values, n - few)[n - few]
+        first, ranked, cumulative = _ranked(ids[near], values[near])
+        if cumulative[-1] >= wanted:
+            break
+        few *= 8
+    else:
+        first, ranked, cumulative = _ranked(ids, values)
+    kept = int(cumulative.searchsorted(wanted)) + 1
+    return first[:kept], ranked[:kept]
 
 
 def _ranked(
