@@ -14,25 +14,18 @@ from typing import Any
 
 
 def copy_seconds(engine: Any) -> float:
-    """Seconds to read all matrices into pinned memory and copy them to the device, with everything set up before."""
-    from airrun.cuda.pieces import LOAD_NBYTES, rows_of_weight, transfers_of
-    from airrun.cuda.reading import Reader, loaders
+    """Seconds to read all matrices into pinned memory and copy them to the device, with nothing else done."""
+    from airrun.cuda.lanes import load
+    from airrun.cuda.loading import loading_slots
+    from airrun.cuda.pieces import rows_of_weight, transfers_of
 
-    gpu, tiers, files = engine.gpu, engine.device_sizes.tiers, engine._files
+    tiers = engine.device_sizes.tiers
     rows = [rows_of_weight(tiers.plan, tiers.device, i, 0) for i in range(len(tiers.places))]
-    transfers = transfers_of(rows, LOAD_NBYTES)
-    stream, target = gpu.new_stream(), gpu.allocate(LOAD_NBYTES)
-    reader = Reader(gpu, files, files.descriptors, transfers, 16, LOAD_NBYTES, loaders(), cyclic=False)
+    slots = loading_slots(tiers.plan, tiers.device)
+    transfers = transfers_of(rows, slots.nbytes)
     started = time.perf_counter()
-    for transfer in transfers:
-        gpu.upload(target, reader.take(), transfer.nbytes, stream)
-        reader.give(stream)
-    last = gpu.event()
-    gpu.record(last, stream)
-    gpu.wait(last)
-    seconds = time.perf_counter() - started
-    reader.close()
-    return seconds
+    load(engine.gpu, engine._files, transfers, slots, tiers.staging_nbytes, lambda *_: None)
+    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -209,6 +209,9 @@ class FakeDevice:
         spec, arch = module
         return Function(spec.schedule(arch), entry, threads, shared, pdl)
 
+    def prepare(self, function: Function) -> None:
+        assert function.handle
+
     def launch(
         self,
         function: Function,

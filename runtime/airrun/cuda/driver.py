@@ -237,6 +237,10 @@ class Device:
             self._call(d.cuFuncSetAttribute, handle, largest, shared_nbytes)
         return Function(handle, entry, threads, shared_nbytes, pdl)
 
+    def prepare(self, function: Function) -> None:
+        """Bring a function's code to the device now; drivers do it at the first launch where they can."""
+        self._call(self._d.cuFuncLoad, function.handle)
+
     def launch(
         self, function: Function, grid: Sequence[int], arguments: Arguments, *, stream: Any = None, apart: bool = False
     ) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from airrun.cuda.driver import CudaError, Device, available
 from airrun.cuda.executor import CudaExecutor
-from airrun.cuda.loading import DeviceWeights
+from airrun.cuda.loading import DeviceWeights, loading_slots
 from airrun.cuda.pool import DevicePool
-from airrun.cuda.programs import load_kernels, select_library
+from airrun.cuda.programs import load_kernels, prepare, select_library
+from airrun.cuda.reading import Slots
 from airrun.cuda.sizes import DeviceSizes, device_sizes
 from airrun.engine import Engine
 from airrun.errors import PlanError
@@ -57,6 +58,7 @@ class CudaEngine(Engine):
         paths: Sequence[Path],
         gpu: Device,
         sizes: DeviceSizes,
+        slots: Slots,
         load_mode: LoadMode = "auto",
     ) -> None:
         started = time.perf_counter()
@@ -72,8 +74,9 @@ class CudaEngine(Engine):
         self._weights = weights = DeviceWeights(sizes.tiers, gpu, self._files)
         self.pool, self.states = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu), StatePool(loaded.plan.states, 0)
         with ThreadPoolExecutor(1, "airrun_load", gpu.use) as loader:
-            loading = loader.submit(weights.load, kernels, load_mode)
+            loading = loader.submit(weights.load, kernels, slots, load_mode)
             self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
+            prepare(gpu, kernels)
             loading.result()
         self.times["load_seconds"] = time.perf_counter() - started
 
@@ -156,10 +159,12 @@ def cuda_engine(
             raise CudaError(missing)
         return None
     started = time.perf_counter()
-    gpu = Device()
-    context_seconds = time.perf_counter() - started
+    with ThreadPoolExecutor(1, "airrun_memory") as memory:
+        slots = memory.submit(loading_slots, loaded.plan, part)
+        gpu = Device()
+        context_seconds = time.perf_counter() - started
     free = gpu.free_memory()[0]
     sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, free=free)
-    engine = CudaEngine(loaded, part, paths, gpu, sizes, load_mode)
+    engine = CudaEngine(loaded, part, paths, gpu, sizes, slots.result(), load_mode)
     engine.times["context_seconds"] = context_seconds
     return engine

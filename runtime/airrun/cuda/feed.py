@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from airrun.cuda.driver import Arguments, Device
-from airrun.cuda.pieces import Piece, Transfer
-from airrun.cuda.programs import Kernel
+from airrun.cuda.driver import Device
+from airrun.cuda.pieces import Transfer
+from airrun.cuda.planes import Planes
 from airrun.cuda.tiers import STAGING_SLOTS
-from airrun.plan.device import DevicePlan
 
 
 class _Slot(NamedTuple):
@@ -29,8 +28,8 @@ class Feed:
         The stream that goes over the bus.
     """
 
-    def __init__(self, gpu: Device, device: DevicePlan, kernels: Sequence[Kernel], slot_nbytes: int) -> None:
-        self._gpu, self._device, self._kernels = gpu, device, kernels
+    def __init__(self, gpu: Device, planes: Planes, slot_nbytes: int) -> None:
+        self._gpu, self._planes = gpu, planes
         self.copies, self._packs = gpu.new_stream(), gpu.new_stream()
         self._slots = [_Slot(gpu.allocate(slot_nbytes), gpu.event(), gpu.event()) for _ in range(STAGING_SLOTS)]
         self._began = gpu.event()
@@ -64,32 +63,8 @@ class Feed:
         for piece in transfer.pieces:
             if used is not None and piece.first_row == 0 and piece.visit in used:
                 gpu.follow(used[piece.visit], self._packs)
-            self._place(piece, slot.address + piece.at)
+            self._planes.place(piece, slot.address + piece.at, self._packs)
             if ready is not None and piece.ends:
                 gpu.record(ready[piece.visit], self._packs)
         gpu.record(slot.free, self._packs)
         self._sent += 1
-
-    def _place(self, piece: Piece, raw: int) -> None:
-        """Put rows that have arrived where the kernels read them."""
-        weight = self._device.weights[piece.weight] if piece.weight >= 0 else None
-        if weight is None or weight.pack < 0:
-            row_nbytes = piece.nbytes // piece.n_rows
-            self._gpu.copy(piece.target + piece.first_row * row_nbytes, raw, piece.nbytes, self._packs)
-            return
-        # (raw, words, halves, first row, rows), see `airkernels.triton.matrices.pack`
-        planes = [raw, piece.target, piece.target + weight.halves_offset]
-        kernel = self._kernels[weight.pack]
-        grid = (-(-piece.n_rows * weight.places // kernel.tiles[0]),)
-        self._gpu.launch(kernel.function, grid, Arguments(planes, [piece.first_row, piece.n_rows]), stream=self._packs)
-
-    def end(self) -> None:
-        """Let the device wait for everything that was sent."""
-        self._gpu.record(self._began, self._packs)
-        self._gpu.follow(self._began)
-
-    def close(self) -> None:
-        """Give the memory back; nothing may be on its way."""
-        for slot in self._slots:
-            self._gpu.free(slot.address)
-        self._slots = []

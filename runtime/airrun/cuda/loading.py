@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from airrun.cuda.driver import Device
 from airrun.cuda.feed import Feed
+from airrun.cuda.lanes import load, loaders
 from airrun.cuda.pieces import (
     LOAD_NBYTES,
     Ring,
-    Rows,
     ring_of,
     rows_of_tensor,
     rows_of_weight,
     slot_nbytes_for,
     transfers_of,
 )
-from airrun.cuda.reading import HostStore, Reader, loaders
-from airrun.cuda.tiers import DEVICE, DISK, HOST, HOST_ROWS, HOST_SLOTS, UNIT, Tiers, vectors_of
+from airrun.cuda.planes import Planes
+from airrun.cuda.reading import HostStore, Reader, Slots
+from airrun.cuda.tiers import DEVICE, DISK, HOST, HOST_ROWS, HOST_SLOTS, LOAD_SLOTS, UNIT, Tiers, vectors_of
+from airrun.plan.device import DevicePlan
+from airrun.plan.schema import Plan
 from airrun.weights.files import LoadMode, WeightFiles
 
 if TYPE_CHECKING:
     from airrun.cuda.programs import BoundProgram, Kernel
 
-_LOAD_SLOTS = 16
-"""Pinned buffers while loading."""
+
+def loading_slots(plan: Plan, device: DevicePlan) -> Slots:
+    """Memory that everything is read into while loading. Nothing of the device is needed for it yet."""
+    nbytes = slot_nbytes_for(plan, device, vectors_of(device), LOAD_NBYTES)
+    read = sum(plan.tensors[part].nbytes for weight in device.weights for part in weight.parts)
+    return Slots(min(LOAD_SLOTS, -(-read // nbytes) + 1), nbytes)
 
 
 class DeviceWeights:
@@ -53,20 +61,21 @@ class DeviceWeights:
         streamed = [device.weights[i] for i in tiers.streamed]
         self._ring: Ring = ring_of([weight.nbytes for weight in streamed], tiers.ring_nbytes, UNIT)
         base = gpu.allocate(tiers.ring_nbytes) if streamed else 0
-        places = dict(zip(tiers.streamed, self._ring.offsets, strict=True))
-        self.addresses = [
-            base + places[i] if i in places else self._memory_for(weight.nbytes, tiers.places[i])
-            for i, weight in enumerate(device.weights)
-        ]
-        self.tensors = {i: gpu.allocate(plan.tensors[i].nbytes) for i in vectors_of(device)}
+        rows = {i: gpu.allocate_pinned(device.weights[i].nbytes) for i in tiers.weights_in(HOST_ROWS)}
+        self.addresses = [0] * len(device.weights)
+        for i, offset in zip(tiers.streamed, self._ring.offsets, strict=True):
+            self.addresses[i] = base + offset
+        for i, memory in rows.items():
+            self.addresses[i] = ctypes.addressof(memory)
+        kept, vectors = tiers.weights_in(DEVICE), vectors_of(device)
+        sizes = [device.weights[i].nbytes for i in kept] + [plan.tensors[i].nbytes for i in vectors]
+        places = _one_after_another(gpu, sizes)
+        for i in kept:
+            self.addresses[i] = next(places)
+        self.tensors = dict(zip(vectors, places, strict=True))
 
-    def _memory_for(self, nbytes: int, place: str) -> int:
-        if place == HOST_ROWS:
-            return ctypes.addressof(self._gpu.allocate_pinned(nbytes))
-        return self._gpu.allocate(nbytes)
-
-    def load(self, kernels: Sequence[Kernel], mode: LoadMode) -> None:
-        """Read everything that stays in memory; returns when it is there.
+    def load(self, kernels: Sequence[Kernel], slots: Slots, mode: LoadMode) -> None:
+        """Read everything that stays in memory, by way of the slots; returns when it is there.
 
         Raises
         ------
@@ -74,32 +83,14 @@ class DeviceWeights:
             A file that cannot be read or is shorter than it was.
         """
         tiers, gpu = self._tiers, self._gpu
-        self._feed = Feed(gpu, tiers.device, kernels, tiers.slot_nbytes)
-        kept = [i for i, place in enumerate(tiers.places) if place in (DEVICE, HOST_ROWS)]
+        kept = tiers.weights_in(DEVICE, HOST_ROWS)
         rows = [rows_of_tensor(tiers.plan, i, address) for i, address in self.tensors.items()]
         rows += [rows_of_weight(tiers.plan, tiers.device, i, self.addresses[i]) for i in kept]
-        self._load(rows)
-        if not self.streams:
-            self._feed.close()
-            return
-        self._prepare_stream(mode)
-
-    def _load(self, rows: Sequence[Rows]) -> None:
-        slot = slot_nbytes_for(self._tiers.plan, self._tiers.device, self.tensors, LOAD_NBYTES)
-        transfers = transfers_of(rows, slot)
-        slots = min(_LOAD_SLOTS, len(transfers))
-        reader = Reader(
-            self._gpu, self._files, self._files.descriptors, transfers, slots, slot, loaders(), cyclic=False
-        )
-        try:
-            self._feed.begin()
-            for transfer in transfers:
-                self._feed.send(transfer, reader.take())
-                reader.give(self._feed.copies)
-            self._feed.end()
-            self._gpu.synchronize()
-        finally:
-            reader.close()
+        planes = Planes(gpu, tiers.device, kernels)
+        load(gpu, self._files, transfers_of(rows, slots.nbytes), slots, tiers.staging_nbytes, planes.place)
+        if self.streams:
+            self._feed = Feed(gpu, planes, tiers.slot_nbytes)
+            self._prepare_stream(mode)
 
     def _prepare_stream(self, mode: LoadMode) -> None:
         tiers, gpu, ring = self._tiers, self._gpu, self._ring
@@ -119,7 +110,7 @@ class DeviceWeights:
         stay = [transfer for transfer, place in zip(self._transfers, tier, strict=True) if place == HOST]
         read = [transfer for transfer, place in zip(self._transfers, tier, strict=True) if place == DISK]
         store = HostStore(gpu, stay)
-        store.load(self._files, self._files.descriptors)
+        store.load(self._files, self._files.descriptors, loaders())
         self._store = store
         addresses = iter(store.addresses)
         self._sources = [next(addresses) if place == HOST else 0 for place in tier]
@@ -128,7 +119,8 @@ class DeviceWeights:
             self._files.open_streams(mode)
             threads = max(tiers.plan.stream.readers, 2)
             streams = self._files.streams
-            self._reader = Reader(gpu, self._files, streams, read, HOST_SLOTS, tiers.slot_nbytes, threads, cyclic=True)
+            slots = Slots(HOST_SLOTS, tiers.slot_nbytes)
+            self._reader = Reader(gpu, self._files, streams, read, slots, threads)
 
     def run(
         self, program: BoundProgram, n_tokens: int, n_outputs: int, first: int = 0, last: int | None = None
@@ -180,3 +172,10 @@ class DeviceWeights:
         if self.streams and self._reader is not None:
             self._reader.close()
             self._reader = None
+
+
+def _one_after_another(gpu: Device, sizes: Sequence[int]) -> Iterator[int]:
+    """Addresses of new memory of some sizes: one allocation, as each takes the driver a while."""
+    starts = [0, *accumulate(-(-nbytes // UNIT) * UNIT for nbytes in sizes)]
+    base = gpu.allocate(starts[-1])
+    return iter([base + start for start in starts[:-1]])

@@ -16,7 +16,8 @@ from airrun.plan.schema import Plan
 from airrun.weights.residency import PAGE
 
 STREAM_NBYTES, LOAD_NBYTES = 32 << 20, 8 << 20
-"""Most bytes of a transfer: the bus reaches its speed from 16 MiB on; loading takes less, as pinning takes time too."""
+"""Most bytes of a transfer: the bus reaches its speed from 16 MiB on; loading takes less, so that what was just read is
+still in the processor's cache when it is copied, but not so little that threads wait for the interpreter."""
 
 
 class Piece(NamedTuple):

@@ -60,6 +60,12 @@ def load_kernels(gpu: Device, loaded: LoadedPlan, library: DeviceLibrary) -> lis
     return kernels
 
 
+def prepare(gpu: Device, kernels: Sequence[Kernel]) -> None:
+    """Bring the code of every kernel to the device, which otherwise happens when it is first started."""
+    for kernel in kernels:
+        gpu.prepare(kernel.function)
+
+
 class BoundProgram:
     """A program's launches with real addresses.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import Lock
 from typing import Any
 
 from airrun.cuda.driver import Device
@@ -19,11 +19,6 @@ from airrun.weights.stream import TIMEOUT_S
 
 _BLOCK_NBYTES = 1 << 30
 """Memory is pinned in blocks of about so many bytes: a call each, and the first early."""
-
-
-def loaders() -> int:
-    """Threads that read what is read once: a page cache gives more the more ask it."""
-    return max(2, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
 
 
 def read_transfer(
@@ -53,15 +48,39 @@ def read_transfer(
             done += n
 
 
+class Slots:
+    """Memory of the host that transfers are read into; all of its pages are there.
+
+    The system gives pages at a few GB/s, and pins those that are there in a twentieth of that time.
+
+    Attributes
+    ----------
+    region
+        All of it.
+    n, nbytes
+        Number of slots, and bytes of each.
+    """
+
+    def __init__(self, n: int, nbytes: int) -> None:
+        self.n, self.nbytes = n, nbytes
+        self.region = Region(n * nbytes, huge=True)
+        # other threads go on meanwhile, which they do not with madvise
+        ctypes.memset(self.region.address, 0, self.region.nbytes)
+
+    def address(self, slot: int) -> int:
+        """Where a slot begins."""
+        return self.region.address + slot * self.nbytes
+
+
 class Reader:
     """Slots that transfers are read into in turn, ahead of those who take them.
 
     Parameters
     ----------
     transfers
-        What is read, in order; over and over if `cyclic`.
-    n_slots, slot_nbytes
-        Of pinned memory.
+        What is read, in order, over and over.
+    slots
+        Where to; their memory is pinned here.
     """
 
     def __init__(
@@ -70,42 +89,32 @@ class Reader:
         files: WeightFiles,
         descriptors: Sequence[int],
         transfers: Sequence[Transfer],
-        n_slots: int,
-        slot_nbytes: int,
+        slots: Slots,
         threads: int,
-        *,
-        cyclic: bool,
     ) -> None:
         self._gpu, self._files, self._descriptors, self._transfers = gpu, files, descriptors, transfers
-        self._cyclic = cyclic
-        self._slots = [Region(slot_nbytes, huge=True) for _ in range(n_slots)]
-        self._pinned: set[int] = set()
-        self._pinning = Lock()
-        self._free = [gpu.event() for _ in range(n_slots)]
+        self._slots = slots
+        self._free = [gpu.event() for _ in range(slots.n)]
         self._pool = ThreadPoolExecutor(threads, "airrun_read", gpu.use)
         self._reads: list[Future[None]] = []
         self._taken = 0
         self._fill()
+        # beside the first reads
+        gpu.register(slots.region.address, slots.region.nbytes)
+        self._pinned = True
 
     def _fill(self) -> None:
         for _ in self._free:
             self._submit()
 
     def _submit(self) -> None:
-        number = len(self._reads)
-        if self._cyclic or number < len(self._transfers):
-            self._reads.append(self._pool.submit(self._read, number))
+        self._reads.append(self._pool.submit(self._read, len(self._reads)))
 
     def _read(self, number: int) -> None:
-        slot = number % len(self._free)
+        slot = number % self._slots.n
         self._gpu.wait(self._free[slot])
-        region = self._slots[slot]
-        read_transfer(self._files, self._descriptors, self._transfers[number % len(self._transfers)], region.memory)
-        if slot not in self._pinned:
-            # not before there are pages in it, which several threads get sooner than one; and one at a time
-            with self._pinning:
-                self._gpu.register(region.address, region.nbytes)
-            self._pinned.add(slot)
+        transfer, start = self._transfers[number % len(self._transfers)], slot * self._slots.nbytes
+        read_transfer(self._files, self._descriptors, transfer, self._slots.region.memory, start)
 
     def rewind(self) -> None:
         """Begin with the first transfer again, unless it is the next one anyway."""
@@ -137,7 +146,7 @@ class Reader:
             raise WeightFileError(
                 f"{path}: the disk did not answer within {TIMEOUT_S} s at offset {piece.offset}"
             ) from None
-        return self._slots[number % len(self._free)].address
+        return self._slots.address(number % self._slots.n)
 
     def give(self, stream: Any) -> None:
         """The slot taken last is free once a stream has come this far."""
@@ -150,10 +159,11 @@ class Reader:
         for read in self._reads:
             read.cancel()
         self._pool.shutdown()
-        for slot in self._pinned:
-            self._gpu.wait(self._free[slot])
-            self._gpu.unregister(self._slots[slot].address)
-        self._pinned.clear()
+        if self._pinned:
+            for free in self._free:
+                self._gpu.wait(free)
+            self._gpu.unregister(self._slots.region.address)
+            self._pinned = False
 
 
 class HostStore:
@@ -190,7 +200,7 @@ class HostStore:
             self.addresses.append(at)
             at += self._transfers[number].nbytes
 
-    def load(self, files: WeightFiles, descriptors: Sequence[int]) -> None:
+    def load(self, files: WeightFiles, descriptors: Sequence[int], threads: int) -> None:
         """Read and pin everything."""
 
         def read(number: int, region: Region) -> None:
@@ -203,7 +213,7 @@ class HostStore:
             self._gpu.register(region.address, region.nbytes)
 
         with (
-            ThreadPoolExecutor(loaders(), "airrun_read") as readers,
+            ThreadPoolExecutor(threads, "airrun_read") as readers,
             ThreadPoolExecutor(1, "pin", self._gpu.use) as pins,
         ):
             pinned = [

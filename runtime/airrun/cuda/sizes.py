@@ -11,7 +11,6 @@ from airrun.cuda.tiers import (
     HOST,
     HOST_ROWS,
     HOST_SLOTS,
-    STAGING_SLOTS,
     UNIT,
     Tiers,
     all_on_device,
@@ -81,7 +80,7 @@ class DeviceSizes:
         found = {
             "weights": self.tiers.nbytes(DEVICE),
             "ring of streamed weights": self.tiers.ring_nbytes,
-            "raw bytes on arrival": STAGING_SLOTS * self.tiers.slot_nbytes,
+            "raw bytes on arrival": self.tiers.staging_nbytes,
             "vectors": self.vectors,
             f"KV cache, {self.ctx_size} tokens": self.kv,
             f"activations, {self.max_tokens} tokens": self.arena,
@@ -98,7 +97,7 @@ class DeviceSizes:
             "process": self.process,
             "weights, pinned": self.tiers.raw_nbytes(HOST),
             "rows of embeddings, pinned": self.tiers.nbytes(HOST_ROWS),
-            "buffers of files, pinned": HOST_SLOTS * self.tiers.slot_nbytes,
+            "buffers of files, pinned": self.tiers.buffers_nbytes,
         }
         return {name: nbytes for name, nbytes in found.items() if nbytes}
 

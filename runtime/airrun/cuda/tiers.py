@@ -19,8 +19,12 @@ from airrun.plan.schema import Plan
 UNIT = 256
 """Alignment of everything on the device, in bytes."""
 
+LOAD_SLOTS = 10
+"""Buffers that weights pass through while they are loaded, at most: as many on the device as in the host's memory. Each
+has a thread, and more threads keep each other from the interpreter rather than the bus busy."""
+
 STAGING_SLOTS = 3
-"""Buffers on the device for raw bytes: one that arrives, one that is put into planes, one in reserve."""
+"""Buffers on the device for what is streamed: one that arrives, one that is put into planes, one in reserve."""
 
 HOST_SLOTS = 8
 """Pinned buffers that files are read into, ahead of the bus."""
@@ -68,15 +72,17 @@ class Tiers:
         """Whether files are read in every step."""
         return DISK in self.places
 
+    def weights_in(self, *tiers: str) -> list[int]:
+        """Numbers of the matrices of some tiers."""
+        return [i for i, place in enumerate(self.places) if place in tiers]
+
     def nbytes(self, *tiers: str) -> int:
         """Bytes of the matrices of some tiers, in planes."""
-        return sum(
-            _whole(w.nbytes) for w, place in zip(self.device.weights, self.places, strict=True) if place in tiers
-        )
+        return sum(_whole(self.device.weights[i].nbytes) for i in self.weights_in(*tiers))
 
     def raw_nbytes(self, *tiers: str) -> int:
         """Bytes of them as they are read and copied: whole pages of their files."""
-        return sum(self.spans[i] for i, place in enumerate(self.places) if place in tiers)
+        return sum(self.spans[i] for i in self.weights_in(*tiers))
 
     @cached_property
     def spans(self) -> tuple[int, ...]:
@@ -87,12 +93,22 @@ class Tiers:
     @property
     def device_nbytes(self) -> int:
         """Of the device's memory: what is kept there, the ring, and what is needed to put things into it."""
-        return self.nbytes(DEVICE) + self.ring_nbytes + STAGING_SLOTS * self.slot_nbytes
+        return self.nbytes(DEVICE) + self.ring_nbytes + self.staging_nbytes
 
     @property
     def host_nbytes(self) -> int:
         """Of the host's memory, pinned."""
-        return self.raw_nbytes(HOST) + self.nbytes(HOST_ROWS) + HOST_SLOTS * self.slot_nbytes
+        return self.raw_nbytes(HOST) + self.nbytes(HOST_ROWS) + self.buffers_nbytes
+
+    @property
+    def staging_nbytes(self) -> int:
+        """Of the device's memory, for raw bytes: while loading, and afterwards if anything is streamed."""
+        return (STAGING_SLOTS if self.streams else LOAD_SLOTS) * self.slot_nbytes
+
+    @property
+    def buffers_nbytes(self) -> int:
+        """Of the host's memory, for raw bytes."""
+        return (HOST_SLOTS if self.streams else LOAD_SLOTS) * self.slot_nbytes
 
 
 def all_on_device(plan: Plan, device: DevicePlan) -> Tiers:
@@ -112,7 +128,7 @@ def bind_tiers(plan: Plan, device: DevicePlan, vram: int, ram: int) -> Tiers:
     for matrices alone. `smallest` says whether there can be any.
     """
     whole = all_on_device(plan, device)
-    if whole.device_nbytes <= vram:
+    if whole.device_nbytes <= vram and whole.host_nbytes <= ram:
         return whole
     bare = _bare(plan, device, ram)
     order = _keep_order(plan, device)
@@ -123,7 +139,8 @@ def bind_tiers(plan: Plan, device: DevicePlan, vram: int, ram: int) -> Tiers:
 
 def smallest(plan: Plan, device: DevicePlan, ram: int) -> int:
     """The fewest bytes on the device that `bind_tiers` can do with."""
-    return min(tiers.device_nbytes for tiers in [all_on_device(plan, device), *_bare(plan, device, ram)])
+    found = [all_on_device(plan, device), *_bare(plan, device, ram)]
+    return min(tiers.device_nbytes for tiers in found if tiers.host_nbytes <= ram)
 
 
 def _bare(plan: Plan, device: DevicePlan, ram: int) -> list[Tiers]:
