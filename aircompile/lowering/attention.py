@@ -6,15 +6,22 @@ from aircompile.graph import Operator
 from aircompile.lowering.calls import Pointer
 from aircompile.lowering.lowering import Lowering, input_array, lowers
 from aircompile.operators import Attention, Rope, RopeStore
+from airkernels.cpu.cache import BLOCK_CELLS
 from airkernels.cpu.rope import RopeShape
 from airrun.errors import UnsupportedError
-from airschedules.specs import AttentionSpec, RopeSpec, RopeStoreSpec
+from airschedules.specs import AttentionPartsSpec, AttentionSpec, MergePartsSpec, RopeSpec, RopeStoreSpec
 
 _GROUP = 8
 """Tokens per attention task in prefill."""
 
-_HEADS = 4
+_HEADS = 8
 """Most query heads of a KV head per attention task in decode, which read the cache together."""
+
+_TASKS = 32
+"""Tasks that there should be for a single token, so that as many threads have something to do."""
+
+_PARTS = 16
+"""Most parts that its cells are split into for that."""
 
 
 def _shape(low: Lowering, op: Rope | RopeStore) -> RopeShape:
@@ -53,34 +60,50 @@ def _attention(low: Lowering, operator: Operator, op: Attention) -> None:
     if op.slot < 0:
         raise UnsupportedError(f"{operator.name}: attention without the cache is not supported")
     source, out = operator.inputs[0], operator.outputs[0]
-    group = _GROUP if low.phase == "prefill" else 1
-    heads = _heads_together(op.n_heads // op.n_kv_heads) if group == 1 else 1
-    spec = AttentionSpec(
+    tasks = op.n_heads // _heads_together(op.n_heads // op.n_kv_heads)
+    decode, parts = low.phase != "prefill", _parts(low, op, tasks)
+    kind = AttentionPartsSpec if decode and parts > 1 else AttentionSpec
+    spec = kind(
         low.caches.layers[op.slot],
         op.n_heads,
         op.scale,
         low.stride_of(source),
         low.stride_of(out),
-        group,
-        heads,
+        1 if decode else _GROUP,
+        op.n_heads // tasks if decode else 1,
+        parts,
         op.window,
         op.chunk,
         op.softcap,
         op.alibi,
         op.sinks is not None,
     )
-    pointers = {
+    reads = {
         0: low.value(source),
-        1: low.value(out),
         2: Pointer("kv", str(op.slot)),
         3: input_array("cells"),
         4: input_array("sequences"),
         5: input_array("block_table"),
         7: Pointer("scratch"),
     }
-    if op.sinks is not None:
-        pointers[6] = low.vector(op.sinks)
-    low.emit(operator, spec, pointers, tasks=op.n_heads // heads, tokens_per_task=group)
+    writes = {1: low.value(out)} | ({} if op.sinks is None else {6: low.vector(op.sinks)})
+    if isinstance(spec, AttentionPartsSpec):
+        low.emit(operator, spec, reads, tasks=tasks * parts)
+        low.emit(operator, MergePartsSpec(spec), writes | {i: reads[i] for i in (3, 7)}, tasks=op.n_heads)
+    elif decode:
+        low.emit(operator, spec, reads | writes, tasks=tasks)
+    else:
+        low.emit(operator, spec, reads | writes, tasks=op.n_heads, tokens_per_task=_GROUP)
+
+
+def _parts(low: Lowering, op: Attention, tasks: int) -> int:
+    """Parts that the cells are split into, the same in all phases: a power of two, for which there are blocks."""
+    reach = op.window or op.chunk
+    blocks = min(low.caches.table.max_blocks, -(-reach // BLOCK_CELLS) + 1 if reach else _PARTS)
+    parts = 1
+    while tasks * parts < _TASKS and 2 * parts <= min(blocks, _PARTS):
+        parts *= 2
+    return parts
 
 
 def _heads_together(n: int) -> int:

@@ -88,7 +88,7 @@ def test_computing_by_hand() -> None:
     calls = lowered()[0][1].calls
     weights = estimate(lowered(), PROFILE).weight_nbytes_per_token
     others = sum(
-        elements(call) for call in calls if not isinstance(call.spec, MatmulSpec) and call.spec.op != "attention"
+        elements(call) for call in calls if not isinstance(call.spec, MatmulSpec) and call.spec.rate != "attention"
     )
     # two layers of attention, 4 heads of 16 elements, 10 cells before this one
     attention = 2 * 4 * 16 * 11

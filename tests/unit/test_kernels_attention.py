@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, quants
+from cache_rows import as_rows, filled_blocks, read_cache, read_rows
 from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
 from reference_functions import alibi_slopes
 
-from airkernels.cpu.attention import AttentionShape, attention
+from airkernels.cpu.attention import attention, attention_parts, merge_parts, scratch_nbytes
+from airkernels.cpu.attention_pass import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, BlockTable, CacheLayout
 from airkernels.cpu.rope import RopeShape, rope_store
-from airkernels.cpu.scores import scratch_nbytes
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
 
@@ -24,7 +25,8 @@ N_BLOCKS, MAX_BLOCKS = 9, 4
 @dataclass(frozen=True)
 class Heads:
     """A model's attention: `dim` of `head_dim` elements rotate, the cache has rows of formats `keys` and `values`, and
-    so many heads share a task of one token; the last fields are those of `AttentionShape`."""
+    so many heads share a task of one token, whose cells are in `parts`; the last fields are those of `AttentionShape`.
+    """
 
     n_heads: int
     n_kv_heads: int
@@ -35,6 +37,7 @@ class Heads:
     keys: str
     values: str
     together: int = 1
+    parts: int = 1
     window: int = 0
     chunk: int = 0
     softcap: float = 0.0
@@ -63,7 +66,15 @@ class Heads:
 
     def heads_of(self, name: str) -> int:
         """Heads that share a task of the kernel `name`."""
-        return self.together if name == "alone" else 1
+        return self.together if SHAPES[name] == (1, 1) else 1
+
+    def shape(self, name: str) -> AttentionShape:
+        """That of the kernel `name`."""
+        strides = self.stride, self.out_width + 3
+        return AttentionShape(
+            *(self.n_heads, self.head_dim**-0.5, *strides, *SHAPES[name], self.heads_of(name), self.parts),
+            *(self.window, self.chunk, self.softcap, self.alibi, self.sinks),
+        )
 
     @property
     def sink_scores(self) -> Floats:
@@ -86,21 +97,22 @@ class Heads:
 
 
 MODELS = {
-    "grouped": Heads(9, 3, 64, 64, 64, "normal", "F16", "F16", 3),
+    "grouped": Heads(9, 3, 64, 64, 64, "normal", "F16", "F16", 3, 2),
     "multi": Heads(3, 3, 48, 48, 32, "neox", "F32", "F32"),
-    "single": Heads(4, 1, 80, 80, 80, "neox", "F16", "F16", 2),
-    "odd": Heads(2, 1, 18, 18, 10, "normal", "F32", "F32", 2),
-    "windowed": Heads(4, 2, 32, 32, 32, "neox", "F32", "F32", 2, window=40, softcap=5.0),
-    "chunked": Heads(4, 2, 32, 48, 16, "normal", "F32", "F32", chunk=50),
-    "biased": Heads(6, 3, 32, 16, 0, "normal", "F16", "F16", 2, alibi=8.0),
-    "sinking": Heads(4, 2, 16, 16, 16, "neox", "F32", "F32", 2, window=64, sinks=True),
-    "bytes": Heads(8, 2, 64, 96, 32, "neox", "Q8_0", "Q8_0", 4),
-    "nibbles": Heads(6, 2, 96, 32, 96, "normal", "Q4_0", "Q4_0", 3, softcap=20.0, sinks=True),
+    "single": Heads(12, 1, 80, 80, 80, "neox", "F16", "F16", 12),
+    "odd": Heads(2, 1, 18, 18, 10, "normal", "F32", "F32", 2, 4),
+    "windowed": Heads(4, 2, 32, 32, 32, "neox", "F32", "F32", 2, 2, window=40, softcap=5.0),
+    "chunked": Heads(4, 2, 32, 48, 16, "normal", "F32", "F32", parts=2, chunk=50),
+    "biased": Heads(6, 3, 32, 16, 0, "normal", "F16", "F16", 2, 3, alibi=8.0),
+    "sinking": Heads(4, 2, 16, 16, 16, "neox", "F32", "F32", 2, 2, window=64, sinks=True),
+    "bytes": Heads(8, 2, 64, 96, 32, "neox", "Q8_0", "Q8_0", 4, 3),
+    "nibbles": Heads(6, 2, 96, 32, 96, "normal", "Q4_0", "Q4_0", 3, 2, softcap=20.0, sinks=True),
     "bytes_and_nibbles": Heads(4, 4, 32, 64, 0, "normal", "Q8_0", "Q4_0", window=70, alibi=4.0),
     "floats_and_bytes": Heads(2, 1, 40, 32, 20, "neox", "F16", "Q8_0", 2),
 }
-# tokens of a task, and of a pass over the cache; "alone" is the one in which heads share it
-SHAPES = {"alone": (1, 1), "pairs": (8, 2), "eights": (8, 8)}
+# tokens of a task, and of a pass over the cache; "alone" is one in which heads share it, as they do in "split", which
+# has a task for each part
+SHAPES = {"alone": (1, 1), "split": (1, 1), "pairs": (8, 2), "eights": (8, 8)}
 
 
 @dataclass
@@ -156,23 +168,31 @@ class Compiled:
         rope = Memory(angles)
         pointers = (memory, part(h.q_width), part(h.q_width + h.k_width), rope, cache, *batch.memory)
         tasks = batch.n * ((h.n_heads if h.dim else 0) + h.n_kv_heads)
-        # split anywhere, as workers would
-        self.kernels("store", *pointers, n=batch.n, end=tasks // 3)
-        self.kernels("store", *pointers, n=batch.n, begin=tasks // 3, end=tasks)
+        self._in_two("store", pointers, batch.n, tasks)
         return memory.view(np.float32, *qkv.shape).copy()
 
     def attend(self, name: str, qkv: Floats, batch: Batch, cache: Memory) -> Floats:
-        h = self.heads
-        out = Memory(4 * batch.n * (h.out_width + 3))
-        tasks = -(-batch.n // SHAPES[name][0]) * (h.n_heads // h.heads_of(name))
-        scratch = Memory(scratch_nbytes(h.cache, 8 * h.together) or 64)
-        arguments = (Memory(qkv), out, cache, *batch.memory, Memory(h.sink_scores), scratch)
-        # split anywhere, as workers would
-        self.kernels(name, *arguments, n=batch.n, end=tasks // 3)
-        self.kernels(name, *arguments, n=batch.n, begin=tasks // 3, end=tasks)
-        rows = out.view(np.float32, batch.n, h.out_width + 3)
-        assert (rows[:, h.out_width :].view(np.uint32) == 0xA5A5A5A5).all()
-        return rows[:, : h.out_width].copy()
+        out = Memory(4 * batch.n * (self.heads.out_width + 3))
+        scratch = Memory(scratch_nbytes(self.heads.cache, self.heads.shape("eights")) or 64)
+        rest = (cache, *batch.memory, Memory(self.heads.sink_scores), scratch)
+        if name == "split":
+            for t in range(batch.n):
+                one = (Memory(qkv[t]), Memory(4 * self.heads.out_width), cache, *batch[t : t + 1].memory, *rest[4:])
+                places = self.heads.n_heads // self.heads.together
+                self._in_two("split", one, 1, places * self.heads.parts)
+                self._in_two("merge", one, 1, self.heads.n_heads)
+                out.view(np.float32, batch.n, -1)[t, : self.heads.out_width] = one[1].view(np.float32, -1)
+        else:
+            tasks = -(-batch.n // SHAPES[name][0]) * (self.heads.n_heads // self.heads.heads_of(name))
+            self._in_two(name, (Memory(qkv), out, *rest), batch.n, tasks)
+        rows = out.view(np.float32, batch.n, self.heads.out_width + 3)
+        assert (rows[:, self.heads.out_width :].view(np.uint32) == 0xA5A5A5A5).all()
+        return rows[:, : self.heads.out_width].copy()
+
+    def _in_two(self, name: str, memory: Sequence[Memory], n: int, tasks: int) -> None:
+        """Run the tasks of a kernel, split anywhere, as two workers would."""
+        self.kernels(name, *memory, n=n, end=tasks // 3)
+        self.kernels(name, *memory, n=n, begin=tasks // 3, end=tasks)
 
 
 def cases() -> list[Any]:
@@ -188,15 +208,14 @@ def cases() -> list[Any]:
 @pytest.fixture(scope="module", params=cases())
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     level, name = request.param
-    h, isa = MODELS[name], vector_isa(level)
+    # what is asked for ahead of its use must not matter, also past the end of memory
+    h, isa = MODELS[name], replace(vector_isa(level), prefetch=8192)
     s = h.stride
     programs = {"store": rope_store("store", isa, h.cache, RopeShape(h.n_heads, h.dim, h.mode, h.dim // 2), s, s, s)}
-    for symbol, (group, tile) in SHAPES.items():
-        shape = AttentionShape(
-            *(h.n_heads, h.head_dim**-0.5, s, h.out_width + 3, group, tile, h.heads_of(symbol)),
-            *(h.window, h.chunk, h.softcap, h.alibi, h.sinks),
-        )
-        programs[symbol] = attention(symbol, isa, h.cache, shape)
+    for symbol in SHAPES:
+        make = attention_parts if symbol == "split" else attention
+        programs[symbol] = make(symbol, isa, h.cache, h.shape(symbol))
+    programs["merge"] = merge_parts("merge", isa, h.cache, h.shape("split"))
     return Compiled(h, Kernels(level, programs, tmp_path_factory.mktemp("kernels")))
 
 
@@ -224,69 +243,6 @@ def rotate(h: Heads, rows: Floats, angles: Doubles) -> Doubles:
     return out
 
 
-def as_rows(fmt: str, values: Floats) -> Bytes:
-    """Rows in a format, float32 [..., n] to uint8 [..., bytes of a row]: gguf's own rounding."""
-    if fmt in ("F32", "F16"):
-        limited = values if fmt == "F32" else np.clip(values, -65504, 65504).astype("<f2")
-        return np.ascontiguousarray(limited).view(np.uint8)
-    return quants.quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType[fmt])
-
-
-def as_floats(fmt: str, rows: Bytes) -> Doubles:
-    return quants.dequantize(rows, GGMLQuantizationType[fmt]).astype(np.float64)
-
-
-UNITS = {"F32": [4], "F16": [2], "Q8_0": [2, *[4] * 8], "Q4_0": [2, *[4] * 4]}
-"""Bytes of the units of a block of each format."""
-
-
-def units_of(fmt: str, nbytes: int) -> list[tuple[int, int]]:
-    """First byte and size of every unit of a row of so many bytes."""
-    sizes = UNITS[fmt] * (nbytes // sum(UNITS[fmt]))
-    return [(sum(sizes[:i]), unit) for i, unit in enumerate(sizes)]
-
-
-def key_rows(h: Heads, planes: Bytes) -> Bytes:
-    """Rows of the keys of heads, uint8 [..., bytes of a plane] to [..., cells, bytes of a row]."""
-    shape = (*planes.shape[:-1], BLOCK_CELLS)
-    parts = [
-        planes[..., at * BLOCK_CELLS : (at + unit) * BLOCK_CELLS].reshape(*shape, unit)
-        for at, unit in units_of(h.keys, h.cache.key_nbytes)
-    ]
-    return np.concatenate(parts, axis=-1)
-
-
-def key_planes(h: Heads, rows: Bytes) -> Bytes:
-    """The inverse of `key_rows`."""
-    units = units_of(h.keys, h.cache.key_nbytes)
-    return np.concatenate([rows[..., at : at + unit].reshape(*rows.shape[:-2], -1) for at, unit in units], axis=-1)
-
-
-def read_rows(h: Heads, cache: Bytes, table: Any, n_cells: int) -> tuple[Bytes, Bytes]:
-    """Rows of keys and values [n_cells, heads, bytes] of one sequence, read as the plan format describes a block."""
-    planes = cache.reshape(N_BLOCKS, h.n_kv_heads, -1)[table]
-    keys, values = np.split(planes, [h.cache.key_nbytes * BLOCK_CELLS], axis=2)
-    rows = key_rows(h, keys), values.reshape(*values.shape[:2], BLOCK_CELLS, -1)
-    keys, values = (x.transpose(0, 2, 1, 3).reshape(-1, h.n_kv_heads, x.shape[3]) for x in rows)
-    return keys[:n_cells].copy(), values[:n_cells].copy()
-
-
-def read_cache(h: Heads, cache: Bytes, table: Any, n_cells: int) -> tuple[Doubles, Doubles]:
-    """Keys and values [n_cells, heads, head_dim] of one sequence."""
-    keys, values = read_rows(h, cache, table, n_cells)
-    return as_floats(h.keys, keys), as_floats(h.values, values)
-
-
-def new_cache(h: Heads, rng: np.random.Generator) -> Memory:
-    """A cache full of large finite leftovers of other sequences."""
-    shape = (N_BLOCKS, h.n_kv_heads, BLOCK_CELLS)
-    keys, values = (
-        as_rows(fmt, rng.choice(np.array([-6e4, 6e4, 1.0], np.float32), (*shape, n)))
-        for fmt, n in ((h.keys, h.head_dim), (h.values, h.v_dim))
-    )
-    return Memory(np.concatenate([key_planes(h, keys), values.reshape(*shape[:2], -1)], axis=-1))
-
-
 LENGTHS = [(0, 70), (130, 17), (63, 2), (5, 1)]
 
 
@@ -302,7 +258,7 @@ def test_rope_and_store(compiled: Compiled) -> None:
     v[6] = np.sign(v[6]) * np.float32(4e5 if h.values == "Q4_0" else 1e6) if h.values != "F32" else v[6]
     v[7] = np.where(np.arange(h.v_width) % 32, np.rint(4 * v[7]) / 2, np.float32(127))
     angles, exact_angles = angles_of(h, batch.cells)
-    cache = new_cache(h, rng)
+    cache = Memory(filled_blocks(h.cache, N_BLOCKS, rng))
     before = cache.bytes.copy()
     after = compiled.store(qkv, batch, angles, cache)
 
@@ -318,12 +274,12 @@ def test_rope_and_store(compiled: Compiled) -> None:
     expected = as_rows(h.keys, turned["k"]), as_rows(h.values, v.reshape(batch.n, h.n_kv_heads, h.v_dim))
     written = np.zeros((N_BLOCKS, BLOCK_CELLS), bool)
     for row, (first, n) in enumerate(LENGTHS):
-        for got, rows in zip(read_rows(h, cache.bytes, batch.table[row], first + n), expected, strict=True):
+        for got, rows in zip(read_rows(h.cache, cache.bytes, batch.table[row], first + n), expected, strict=True):
             assert np.array_equal(got[first:], rows[batch.sequences == row])
         cells = np.arange(first, first + n)
         written[batch.table[row, cells // BLOCK_CELLS], cells % BLOCK_CELLS] = True
     every = np.arange(N_BLOCKS), N_BLOCKS * BLOCK_CELLS
-    for got, was in zip(read_rows(h, cache.bytes, *every), read_rows(h, before, *every), strict=True):
+    for got, was in zip(read_rows(h.cache, cache.bytes, *every), read_rows(h.cache, before, *every), strict=True):
         elsewhere = ~written.reshape(-1)
         assert np.array_equal(got[elsewhere], was[elsewhere]), "cells of others were written"
 
@@ -332,7 +288,7 @@ def filled(compiled: Compiled, rng: np.random.Generator, lengths: list[tuple[int
     """A batch, and a cache that holds its sequences from their first cells on."""
     h = compiled.heads
     batch = Batch.of(rng, lengths)
-    cache = new_cache(h, rng)
+    cache = Memory(filled_blocks(h.cache, N_BLOCKS, rng))
     for row, (first, n) in enumerate(lengths):
         cells = np.arange(first + n, dtype=np.int32)
         whole = Batch(cells, np.full(len(cells), row, np.int32), batch.table)
@@ -344,7 +300,7 @@ def attention_reference(h: Heads, qkv: Floats, batch: Batch, cache: Bytes) -> Do
     out = np.zeros((batch.n, h.n_heads, h.v_dim))
     q = qkv[:, : h.q_width].reshape(batch.n, h.n_heads, h.head_dim).astype(np.float64)
     for t in range(batch.n):
-        keys, values = read_cache(h, cache, batch.table[batch.sequences[t]], int(batch.cells[t]) + 1)
+        keys, values = read_cache(h.cache, cache, batch.table[batch.sequences[t]], int(batch.cells[t]) + 1)
         for head in range(h.n_heads):
             shared = head // (h.n_heads // h.n_kv_heads)
             scores = keys[:, shared] @ q[t, head] * h.head_dim**-0.5
@@ -402,7 +358,7 @@ def test_attention_does_not_depend_on_the_batch(compiled: Compiled) -> None:
 def test_attention_to_a_single_cell_returns_its_value(compiled: Compiled) -> None:
     rng, h = fresh_rng(), compiled.heads
     batch, cache = filled(compiled, rng, [(0, 1)])
-    _, values = read_cache(h, cache.bytes, batch.table[0], 1)
+    _, values = read_cache(h.cache, cache.bytes, batch.table[0], 1)
     if h.sinks:
         pytest.skip("the sink takes its share")
     got = compiled.attend("alone", random_qkv(rng, h, 1) * np.float32(1e3), batch, cache)

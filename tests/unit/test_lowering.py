@@ -19,10 +19,12 @@ from airkernels.cpu.panels import PanelLayout
 from airkernels.formats import FORMATS
 from airrun.errors import UnsupportedError, UsageError
 from airschedules.specs import (
+    AttentionPartsSpec,
     AttentionSpec,
     GatedSpec,
     GatherSpec,
     MatmulSpec,
+    MergePartsSpec,
     NormSpec,
     QuantizeSpec,
     RopeStoreSpec,
@@ -95,10 +97,24 @@ def test_biases_keep_the_members_of_a_product_apart() -> None:
 def test_decoding_takes_one_token_and_the_heads_of_a_cache_a_task_in_attention() -> None:
     graph = small()
     assert [PHASES[0].name, PHASES[0].max_tokens, PHASES[-1].name] == ["decode", 1, "prefill"]
-    for phase, tokens, heads in (("decode", 1, 2), ("prefill", 8, 1)):
+    for phase, tokens, heads, parts in (("decode", 1, 2, 2), ("prefill", 8, 1, 1)):
         (call,) = (call for call in lowered(graph, phase).calls if isinstance(call.spec, AttentionSpec))
-        assert (call.tasks, call.tokens_per_task, call.spec.group) == (4 // heads, tokens, tokens)
+        assert (call.tasks, call.tokens_per_task, call.spec.group) == (4 // heads * parts, tokens, tokens)
         assert call.spec.heads == heads
+
+
+@pytest.mark.parametrize(("context", "window", "parts"), [(64, 0, 1), (512, 0, 8), (4096, 0, 16), (4096, 100, 2)])
+def test_few_heads_make_parts_as_far_as_there_are_blocks(context: int, window: int, parts: int) -> None:
+    graph = small()
+    (operator,) = (operator for operator in graph.operators() if isinstance(operator.op, Attention))
+    graph.replace([operator.name], [replace(operator, op=replace(operator.op, window=window))])
+    for _phase, low in lower(graph, plan_caches(graph, "f16", context)):
+        specs = [call.spec for call in low.calls if isinstance(call.spec, AttentionSpec)]
+        assert [spec.parts for spec in specs] == [parts]
+    decode = [line(call) for call in lower(graph, plan_caches(graph, "f16", context))[0][1].calls]
+    assert (f"attentionparts tokens {2 * parts}/1: 0=value q+k+v, 2=kv 0, 3=input cells, 4=input sequences, "
+            "5=input block_table, 7=scratch " in decode) == (parts > 1)  # fmt: skip
+    assert ("mergeparts tokens 4/1: 1=value attention, 3=input cells, 7=scratch " in decode) == (parts > 1)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +178,10 @@ def check_pointers(low: Lowering) -> None:
             widths = [spec.rope.n_heads, spec.cache.n_kv_heads, spec.cache.n_kv_heads]
             for pointer, heads, of_stride in zip(p[:3], widths, spec.strides, strict=True):
                 fits(pointer, heads * spec.cache.head_dim, of_stride)
+        elif isinstance(spec, AttentionPartsSpec):
+            fits(p[0], spec.n_heads * spec.cache.head_dim, spec.q_stride)
+        elif isinstance(spec, MergePartsSpec):
+            fits(p[1], spec.of.n_heads * spec.of.cache.v_dim, spec.of.out_stride)
         elif isinstance(spec, AttentionSpec):
             fits(p[0], spec.n_heads * spec.cache.head_dim, spec.q_stride)
             fits(p[1], spec.n_heads * spec.cache.head_dim, spec.out_stride)

@@ -178,6 +178,12 @@ def effects(low: Lowering) -> list[Instruction]:
     return found
 
 
+def together(low: Lowering) -> set[tuple[str, str]]:
+    """Pairs of values that live at the same time."""
+    lives = lifetimes(low)
+    return {(a, b) for a in lives for b in lives if lives[a].overlaps(lives[b])}
+
+
 @pytest.mark.parametrize("activations", ["auto", "f32"])
 @pytest.mark.parametrize("biases", [(), ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")])
 def test_a_llama_fits_its_arena(activations: Activations, biases: tuple[str, ...]) -> None:
@@ -187,8 +193,8 @@ def test_a_llama_fits_its_arena(activations: Activations, biases: tuple[str, ...
     lowered = lower(graph, plan_caches(graph, "f16", 128))
     placed, nbytes = place(lowered[-1][1])
     for phase, low in lowered:
-        # one layout serves every phase: all must need the same values at the same times
-        assert lifetimes(low) == lifetimes(lowered[-1][1]), phase.name
+        # one layout serves every phase: none may need values together that it puts in the same place
+        assert together(low) <= together(lowered[-1][1]), phase.name
         execute(effects(low), placed, nbytes)
     # layers use the same memory again: three need no more than one
     one = run_passes(build_graph(llama_model(tensors=llama_tensors(biases=biases))), PassOptions(activations))

@@ -6,7 +6,7 @@ to two digits (`activations.QuantizedRow`), so finely that the rounding of the k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from airkernels.cpu.activations import GROUP, SHIFT, QuantizedRow
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
@@ -22,6 +22,9 @@ from airkernels.formats.base import WORD
 
 _DIGITS = 2
 
+Each = Callable[[Expr], None]
+"""Called with the number of an iteration."""
+
 
 def scratch_nbytes(cache: CacheLayout, n_rows: int) -> int:
     """Bytes that the rounded queries of a pass take."""
@@ -29,36 +32,47 @@ def scratch_nbytes(cache: CacheLayout, n_rows: int) -> int:
 
 
 class FloatScores:
-    """Products with keys in floats. `queries` has a region per row of results."""
+    """Products with keys in floats. `queries` has a region per row of results.
+
+    Attributes
+    ----------
+    most_rows
+        Sums that the registers have room for.
+    n_steps
+        Iterations of the loop over a key.
+    """
 
     def __init__(self, cache: CacheLayout, isa: VectorIsa, queries: Sequence[Region]) -> None:
         self.cache, self.isa, self.queries = cache, isa, queries
+        self.most_rows, self.n_steps = isa.registers // 2, cache.head_dim
 
-    def products(self, keys: Expr, first: Expr, together: int) -> list[list[Expr]]:
-        """[row][vector] of the cells from `first` on."""
-        isa, lanes, rows = self.isa, self.isa.lanes, range(len(self.queries))
+    def products(self, keys: Expr, first: Expr, together: int, rows: range, each: Each) -> list[list[Expr]]:
+        """[row][vector] of the cells from `first` on, for some rows; `each` is called in every step."""
+        isa, lanes = self.isa, self.isa.lanes
         half = self.cache.keys == "F16"
         elements = Region(keys, "uint16" if half else "float32")
-        dots = local("float32", len(rows) * together * lanes)
-        for i in range(len(rows) * together):
-            dots.store(i * lanes, zeros("float32", lanes))
-        with loop(self.cache.head_dim) as d:
-            factors = [let(query.load(d)) for query in self.queries]
-            for u in range(together):
-                raw = elements.load(d * BLOCK_CELLS + first + u * lanes, lanes)
-                key = let(half_to_float(raw, isa) if half else raw)
-                for r in rows:
-                    slot = (r * together + u) * lanes
-                    dots.store(slot, isa.fused_multiply_add(key, splat(factors[r], lanes), dots.load(slot, lanes)))
-        return [[dots.load((r * together + u) * lanes, lanes) for u in range(together)] for r in rows]
+        slots = [(r, u, ((r - rows.start) * together + u) * lanes) for r in rows for u in range(together)]
+        dots = local("float32", len(slots) * lanes)
+        for _r, _u, slot in slots:
+            dots.store(slot, zeros("float32", lanes))
+        with loop(self.n_steps) as d:
+            each(d)
+            factors = {r: let(self.queries[r].load(d)) for r in rows}
+            raw = [elements.load(d * BLOCK_CELLS + first + u * lanes, lanes) for u in range(together)]
+            key = [let(half_to_float(vector, isa) if half else vector) for vector in raw]
+            for r, u, slot in slots:
+                dots.store(slot, isa.fused_multiply_add(key[u], splat(factors[r], lanes), dots.load(slot, lanes)))
+        return _by_row([dots.load(slot, lanes) for _r, _u, slot in slots], together)
 
 
 class RoundedScores:
-    """Products with rounded keys; makes the rounded queries in `scratch`."""
+    """Products with rounded keys; makes the rounded queries in `scratch`. Attributes as of `FloatScores`."""
 
     def __init__(self, cache: CacheLayout, isa: VectorIsa, queries: Sequence[Region], scratch: Expr) -> None:
         self.cache, self.isa = cache, isa
         self.row = QuantizedRow(cache.head_dim, _DIGITS)
+        # a sum of floats and one of integers for each digit
+        self.most_rows, self.n_steps = max(1, isa.registers // 4), cache.head_dim // GROUP
         self.queries = []
         for r, query in enumerate(queries):
             out = QuantizedOut(scratch, const(r, "int32"), cache.head_dim, _DIGITS, isa, always_fine=True)
@@ -66,20 +80,22 @@ class RoundedScores:
                 out.write_group(group, query.load)
             self.queries.append(out)
 
-    def products(self, keys: Expr, first: Expr, together: int) -> list[list[Expr]]:
-        """[row][vector] of the cells from `first` on."""
+    def products(self, keys: Expr, first: Expr, together: int, rows: range, each: Each) -> list[list[Expr]]:
+        """[row][vector] of the cells from `first` on, for some rows; `each` is called in every step."""
         isa, lanes, fmt, row = self.isa, self.isa.lanes, self.cache.key_format, self.row
         assert isinstance(fmt, RoundedFormat) and fmt.block == GROUP
-        slots = [(r, u, (r * together + u) * lanes) for r in range(len(self.queries)) for u in range(together)]
+        slots = [(r, u, ((r - rows.start) * together + u) * lanes) for r in rows for u in range(together)]
         dots = local("float32", len(slots) * lanes)
         for _r, _u, slot in slots:
             dots.store(slot, zeros("float32", lanes))
         units = {2: Region(keys, "uint16"), 4: Region(keys, "uint32")}
         n_words, is_centred = GROUP // WORD, isa.dot.is_centred(fmt.code_max)
-        with loop(self.cache.head_dim // GROUP) as group:
+        with loop(self.n_steps) as group:
+            each(group)
             readers = [_CellReader(fmt, units, group, first + u * lanes, isa) for u in range(together)]
             sums, digits = {}, {}
-            for r, query in enumerate(self.queries):
+            for r in rows:
+                query = self.queries[r]
                 zero = let(query.ints.load(group + row.negative_sum // 4) * (fmt.zero_point - CENTRE * is_centred))
                 for digit in range(_DIGITS):
                     word = digit * (row.n // WORD) + group * n_words
@@ -99,9 +115,11 @@ class RoundedScores:
                 scale = scales[u] * splat(self.queries[r].floats.load(group + row.scale // 4), lanes)
                 whole = cast(sums[r, u, 0].total() + (sums[r, u, 1].total() << SHIFT), "float32")
                 dots.store(slot, isa.fused_multiply_add(whole, scale, dots.load(slot, lanes)))
-        return [
-            [dots.load((r * together + u) * lanes, lanes) for u in range(together)] for r in range(len(self.queries))
-        ]
+        return _by_row([dots.load(slot, lanes) for _r, _u, slot in slots], together)
+
+
+def _by_row(vectors: list[Expr], together: int) -> list[list[Expr]]:
+    return [vectors[i : i + together] for i in range(0, len(vectors), together)]
 
 
 Scores = FloatScores | RoundedScores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airschedules.specs.attention import AttentionSpec, RopeSpec, RopeStoreSpec
+from airschedules.specs.attention import AttentionPartsSpec, AttentionSpec, MergePartsSpec, RopeSpec, RopeStoreSpec
 from airschedules.specs.elementwise import (
     ActivationSpec,
     AddSpec,
@@ -24,6 +24,7 @@ from airschedules.specs.streams import CombineSpec, CutOffSpec, MatchSizeSpec
 __all__ = [
     "ActivationSpec",
     "AddSpec",
+    "AttentionPartsSpec",
     "AttentionSpec",
     "BankSpec",
     "CombineSpec",
@@ -42,6 +43,7 @@ __all__ = [
     "LinearAttentionSpec",
     "MatchSizeSpec",
     "MatmulSpec",
+    "MergePartsSpec",
     "MultiplySpec",
     "NormSpec",
     "PackSpec",

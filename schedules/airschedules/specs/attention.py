@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airkernels.cpu import attention, scores
+from airkernels.cpu import attention
 from airkernels.cpu import rope as rope_kernels
-from airkernels.cpu.attention import AttentionShape
+from airkernels.cpu.attention_pass import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.rope import RopeShape
@@ -53,8 +53,8 @@ class RopeStoreSpec(KernelSpec):
 
 @dataclass(frozen=True)
 class AttentionSpec(KernelSpec):
-    """Attention over the cache; `group` tokens and `heads` query heads a task. The last fields as in
-    ``AttentionShape``."""
+    """Attention over the cache; `group` tokens and `heads` query heads a task, which sums up `parts` parts apart. The
+    last fields as in ``AttentionShape``."""
 
     cache: CacheLayout
     n_heads: int
@@ -63,6 +63,7 @@ class AttentionSpec(KernelSpec):
     out_stride: int
     group: int
     heads: int = 1
+    parts: int = 1
     window: int = 0
     chunk: int = 0
     softcap: float = 0.0
@@ -73,7 +74,11 @@ class AttentionSpec(KernelSpec):
     def shape(self) -> tuple[int, ...]:
         return (self.n_heads, self.cache.n_kv_heads, self.cache.head_dim)
 
-    def _shape(self, isa: VectorIsa) -> AttentionShape:
+    @property
+    def rate(self) -> str:
+        return "attention"
+
+    def attention_shape(self, isa: VectorIsa) -> AttentionShape:
         return AttentionShape(
             self.n_heads,
             self.scale,
@@ -82,6 +87,7 @@ class AttentionSpec(KernelSpec):
             self.group,
             min(self.group, isa.registers // 4),
             self.heads,
+            self.parts,
             self.window,
             self.chunk,
             self.softcap,
@@ -90,11 +96,42 @@ class AttentionSpec(KernelSpec):
         )
 
     def build(self, isa: VectorIsa) -> Program:
-        return attention.attention(self.symbol, isa, self.cache, self._shape(isa))
+        return attention.attention(self.symbol, isa, self.cache, self.attention_shape(isa))
 
     def scratch_nbytes(self, isa: VectorIsa) -> int:
-        return scores.scratch_nbytes(self.cache, self._shape(isa).tile * self.heads)
+        return attention.scratch_nbytes(self.cache, self.attention_shape(isa))
 
     def schedule(self, isa: VectorIsa) -> tuple[str, str]:
         heads = f"{self.heads} heads, " if self.heads > 1 else ""
-        return f"tile {self._shape(isa).tile} tokens, {heads}blocks of {BLOCK_CELLS} cells", "online softmax by blocks"
+        parts = f", {self.parts} parts" if self.parts > 1 else ""
+        tile = self.attention_shape(isa).tile
+        return f"tile {tile} tokens, {heads}blocks of {BLOCK_CELLS} cells{parts}", "online softmax by blocks"
+
+
+@dataclass(frozen=True)
+class AttentionPartsSpec(AttentionSpec):
+    """The sums of the parts of a single token, a task each."""
+
+    def build(self, isa: VectorIsa) -> Program:
+        return attention.attention_parts(self.symbol, isa, self.cache, self.attention_shape(isa))
+
+
+@dataclass(frozen=True)
+class MergePartsSpec(KernelSpec):
+    """The result of a single token from the sums of its parts."""
+
+    of: AttentionPartsSpec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.of.n_heads * self.of.parts * self.of.cache.v_dim,)
+
+    @property
+    def rate(self) -> str:
+        return "select"
+
+    def build(self, isa: VectorIsa) -> Program:
+        return attention.merge_parts(self.symbol, isa, self.of.cache, self.of.attention_shape(isa))
+
+    def scratch_nbytes(self, isa: VectorIsa) -> int:
+        return self.of.scratch_nbytes(isa)
