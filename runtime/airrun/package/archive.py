@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_LONG_NAME = 4096
 _WINDOW_LOG = 23  # 8 MiB: what every decompressor must have, RFC 8878 section 3.1.1.1.2
-_LEVEL = 3
+_LEVEL = 1  # weights hardly compress: higher ones take twice the time for a thousandth
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -53,7 +53,7 @@ def write_archive(stream: BinaryIO, files: Sequence[tuple[str, int, BinaryIO]]) 
     options[zstd.CompressionParameter.window_log] = _WINDOW_LOG
     with (
         zstd.ZstdFile(stream, "wb", options=options) as compressed,
-        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.GNU_FORMAT, bufsize=CHUNK) as archive,
+        tarfile.TarFile(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT, copybufsize=CHUNK) as archive,
     ):
         for name, nbytes, content in files:
             entry = tarfile.TarInfo(name)
