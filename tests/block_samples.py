@@ -5,6 +5,7 @@ Where the scales are is written down here from ggml-common.h, not read from the 
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import gguf
@@ -15,6 +16,7 @@ from airrun.plan.blocks import BLOCKS
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.uint16]
 
 _HALVES: dict[str, tuple[int, ...]] = {
@@ -74,3 +76,21 @@ def decoded(name: str, raw: Bytes) -> Floats:
     bits: Any = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32)
     codes = 2 * bits - 1 if name == "Q1_0" else bits[:, 0::2] + 2 * bits[:, 1::2] - 1
     return (codes * scales).reshape(*raw.shape[:-1], -1)
+
+
+def fresh_rng() -> np.random.Generator:
+    """New numbers in every run; pytest shows the seed where a test fails."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def random_weights(rng: np.random.Generator, name: str, n_rows: int, n_cols: int) -> tuple[Bytes, Doubles]:
+    """Raw rows [n_rows, row bytes] of a format, and their values as others decode them."""
+    if name in ("F32", "F16", "BF16"):
+        kind = gguf.GGMLQuantizationType[name]
+        raw = gguf.quantize(rng.standard_normal((n_rows, n_cols)).astype(np.float32), kind)
+        raw = np.ascontiguousarray(raw).view(np.uint8).reshape(n_rows, -1)
+    else:
+        raw = ordinary_blocks(rng, name, n_rows * n_cols // BLOCKS[name].block).reshape(n_rows, -1)
+    return raw, decoded(name, raw).reshape(n_rows, n_cols).astype(np.float64)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
-from block_samples import decoded, ordinary_blocks
 
 import airkernels
 from airkernels.cpu.activations import QuantizedRow
 from airkernels.cpu.isa import ISAS, VectorIsa
 from airrun.machine.isa import host_levels
-from airrun.plan.blocks import BLOCKS
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -41,13 +37,6 @@ _CANARY = 0xA5
 _FRONT = 64
 _NATIVE = sorted((Path(airkernels.__file__).parent / "native").glob("*.c"))
 _LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def fresh_rng() -> np.random.Generator:
-    """New numbers in every run; pytest shows the seed where a test fails."""
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
 
 
 class Memory:
@@ -123,17 +112,6 @@ class Kernels:
 
 def vector_isa(level: str) -> VectorIsa:
     return ISAS[level]
-
-
-def random_weights(rng: np.random.Generator, name: str, n_rows: int, n_cols: int) -> tuple[Bytes, Doubles]:
-    """Raw rows [n_rows, row bytes] of a format, and their values as others decode them."""
-    if name in ("F32", "F16", "BF16"):
-        kind = gguf.GGMLQuantizationType[name]
-        raw = gguf.quantize(rng.standard_normal((n_rows, n_cols)).astype(np.float32), kind)
-        raw = np.ascontiguousarray(raw).view(np.uint8).reshape(n_rows, -1)
-    else:
-        raw = ordinary_blocks(rng, name, n_rows * n_cols // BLOCKS[name].block).reshape(n_rows, -1)
-    return raw, decoded(name, raw).reshape(n_rows, n_cols).astype(np.float64)
 
 
 def random_activations(rng: np.random.Generator, n_rows: int, n_cols: int) -> Floats:

@@ -10,17 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from arm_machine import PROCESSORS, emulator_command
-from kernel_harness import (
-    PRODUCT_LEVELS,
-    Floats,
-    Kernels,
-    Memory,
-    fresh_rng,
-    quantize_reference,
-    random_activations,
-    random_weights,
-    vector_isa,
-)
+from block_samples import fresh_rng, random_weights
+from kernel_harness import PRODUCT_LEVELS, Floats, Kernels, Memory, quantize_reference, random_activations, vector_isa
 
 from airkernels.cpu.build import compile_kernels
 from airkernels.cpu.isa import ISAS, PANEL

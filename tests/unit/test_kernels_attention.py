@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from block_samples import fresh_rng
 from cache_rows import as_rows, filled_blocks, read_cache, read_rows
-from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
+from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, vector_isa
 from reference_functions import alibi_slopes
 
 from airkernels.cpu.attention import attention, attention_parts, merge_parts, scratch_nbytes

@@ -6,7 +6,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from kernel_harness import PRODUCT_LEVELS, Array, Kernels, Memory, fresh_rng, vector_isa
+from block_samples import fresh_rng
+from kernel_harness import PRODUCT_LEVELS, Array, Kernels, Memory, vector_isa
 from tvm import tirx
 
 from airkernels.cpu.dot import CENTRE, centred

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import EPS, LEVELS, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
+from block_samples import fresh_rng
+from kernel_harness import EPS, LEVELS, Doubles, Floats, Kernels, Memory, vector_isa
 from reference_functions import activation, gate
 
 from airkernels.cpu.elementwise import RowShape, add, gated, join, multiply, scale_by_position

@@ -6,19 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import (
-    EPS,
-    LEVELS,
-    Array,
-    Doubles,
-    Floats,
-    Kernels,
-    Memory,
-    fresh_rng,
-    quantize_reference,
-    random_weights,
-    vector_isa,
-)
+from block_samples import fresh_rng, random_weights
+from kernel_harness import EPS, LEVELS, Array, Doubles, Floats, Kernels, Memory, quantize_reference, vector_isa
 
 from airkernels.cpu import experts, matmul_float, matmul_int
 from airkernels.cpu.experts import Bank, SumShape

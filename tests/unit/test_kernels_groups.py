@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import EPS, LEVELS, Kernels, Memory, fresh_rng, vector_isa
+from block_samples import fresh_rng
+from kernel_harness import EPS, LEVELS, Kernels, Memory, vector_isa
 
 from airkernels.cpu.groups import group_dot, group_slice
 

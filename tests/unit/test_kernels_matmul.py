@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from block_samples import fresh_rng, random_weights
 from kernel_harness import (
     EPS,
     LEVELS,
@@ -16,10 +17,8 @@ from kernel_harness import (
     Floats,
     Kernels,
     Memory,
-    fresh_rng,
     quantize_reference,
     random_activations,
-    random_weights,
     vector_isa,
 )
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import EPS, LEVELS, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
+from block_samples import fresh_rng
+from kernel_harness import EPS, LEVELS, Doubles, Floats, Kernels, Memory, vector_isa
 
 from airkernels.cpu.norms import NormShape, norm
 

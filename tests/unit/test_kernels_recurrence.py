@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import EPS, LEVELS, Array, Doubles, Floats, Kernels, Memory, fresh_rng, vector_isa
+from block_samples import fresh_rng
+from kernel_harness import EPS, LEVELS, Array, Doubles, Floats, Kernels, Memory, vector_isa
 
 from airkernels.cpu.linear_attention import LinearAttentionShape, linear_attention
 from airkernels.cpu.recurrence import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from block_samples import decoded
+from block_samples import decoded, fresh_rng, random_weights
 from kernel_harness import (
     EPS,
     LEVELS,
@@ -14,11 +14,9 @@ from kernel_harness import (
     Floats,
     Kernels,
     Memory,
-    fresh_rng,
     has_outlier,
     quantize_reference,
     random_activations,
-    random_weights,
     vector_isa,
 )
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import EPS, LEVELS, Floats, Kernels, Memory, fresh_rng, vector_isa
+from block_samples import fresh_rng
+from kernel_harness import EPS, LEVELS, Floats, Kernels, Memory, vector_isa
 
 from airkernels.cpu.streams import CombineShape, combine, cut_off, match_size
 

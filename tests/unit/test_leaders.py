@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_harness import fresh_rng
+from block_samples import fresh_rng
 from leaders_of import Floats, leaders_of
 
 from airrun.errors import AirError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kernel_harness import fresh_rng
+from block_samples import fresh_rng
 from triton_harness import Machine, decode_rows, machine  # noqa: F401  (a fixture)
 
 from airkernels.triton.attention import combine, flash, rope_store, split

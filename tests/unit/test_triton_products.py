@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_harness import fresh_rng, random_weights
+from block_samples import fresh_rng, random_weights
 from triton_harness import Machine, decode_rows, machine, put_planes, row_block  # noqa: F401  (a fixture)
 
 from airkernels.formats import FORMATS, BlockFormat

@@ -36,6 +36,7 @@ _KEEP = 1.02
 """A candidate replaces the rules' choice only if it is this much faster: less is noise."""
 
 Config = tuple[int, int, int]
+CompiledProduct = tuple[Binary, int]
 
 
 def tune_products(tasks: Sequence[ProductTask], gpu: Device, progress: Progress) -> dict[str, ProductRecord]:
@@ -46,16 +47,17 @@ def tune_products(tasks: Sequence[ProductTask], gpu: Device, progress: Progress)
     Records by key, for `records.add_records`.
     """
     todo = [task for task in tasks if isinstance(FORMATS[task.fmt], BlockFormat)]
-    bench = _Bench(gpu)
+    bench = ProductBench(gpu)
     found: dict[str, ProductRecord] = {}
     # a fresh interpreter for each: LLVM's threads do not survive a fork
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = [
-            [(config, pool.submit(_compile, task, config, gpu.arch)) for config in candidates(task)] for task in todo
+            [(config, pool.submit(compile_product, task, config, gpu.arch)) for config in candidates(task)]
+            for task in todo
         ]
         for i, (task, tried) in enumerate(zip(todo, jobs, strict=True)):
             progress(task.key(gpu.arch), i, len(todo))
-            times = {config: bench.microseconds(task, config, job.result()) for config, job in tried}
+            times = {config: bench.microseconds(task, job.result()) for config, job in tried}
             baseline = times[tried[0][0]]
             best = min(times, key=times.__getitem__)
             if times[best] * _KEEP > baseline:
@@ -69,12 +71,13 @@ def _spec(task: ProductTask) -> ProductSpec:
     return ProductSpec(task.fmt, task.n_rows, task.n_cols, task.kind, task.n_rows, False, False)
 
 
-def _compile(task: ProductTask, config: Config, arch: str) -> tuple[Binary, tuple[int, ...]]:
+def compile_product(task: ProductTask, config: Config, arch: str) -> CompiledProduct:
+    """A product of one token under a configuration: the kernel, and the rows of a program."""
     schedule = _spec(task).configured(configure(task, *config, "candidate"))
-    return schedule.compile(arch), schedule.tiles
+    return schedule.compile(arch), schedule.tiles[0]
 
 
-class _Bench:
+class ProductBench:
     """Operands on the device for products of any shape."""
 
     def __init__(self, gpu: Device) -> None:
@@ -82,17 +85,17 @@ class _Bench:
         self._weights = gpu.allocate(_WEIGHT_NBYTES)
         self._rows = gpu.allocate(64 << 20)
         rng = np.random.default_rng(0)
-        # no exponent of a half-precision float has all of its bits set, so that everything stays finite
-        noise = rng.integers(0, 256, 64 << 20, dtype=np.uint8) & 0x3B
+        # all bits are random, so that points of grids are read as evenly as with real weights; sums may overflow
+        noise = rng.integers(0, 256, 64 << 20, dtype=np.uint8)
         for at in range(0, _WEIGHT_NBYTES, noise.nbytes):
             gpu.upload(self._weights + at, noise.ctypes.data, noise.nbytes)
         gpu.upload(self._rows, noise.ctypes.data, noise.nbytes)
         gpu.synchronize()
         self._marks = (gpu.event(), gpu.event())
 
-    def microseconds(self, task: ProductTask, config: Config, compiled: tuple[Binary, tuple[int, ...]]) -> float:
+    def microseconds(self, task: ProductTask, compiled: CompiledProduct) -> float:
         """Time of one product."""
-        gpu, (binary, tiles) = self._gpu, compiled
+        gpu, (binary, n_rows) = self._gpu, compiled
         function = gpu.function(gpu.load(binary.image), binary.entry, binary.threads, binary.shared_nbytes, binary.pdl)
         layout = MatrixLayout(FORMATS[task.fmt], task.n_rows, task.n_cols)
         fewest, most = _LAUNCHES
@@ -104,7 +107,7 @@ class _Bench:
         for i in range(launches):
             words = self._weights + i % copies * layout.nbytes
             arguments.append(Arguments([words, words + layout.halves_offset, self._rows, out, out]))
-        grid = (-(-task.n_rows // tiles[0]), 1)
+        grid = (-(-task.n_rows // n_rows), 1)
 
         def launch() -> None:
             for each in arguments:
