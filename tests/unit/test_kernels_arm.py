@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from activation_samples import random_activations
 from arm_machine import PROCESSORS, emulator_command
 from block_samples import fresh_rng, random_weights
-from kernel_harness import PRODUCT_LEVELS, Floats, Kernels, Memory, quantize_reference, random_activations, vector_isa
+from kernel_harness import PRODUCT_LEVELS, Floats, Kernels, Memory, quantize_reference, vector_isa
 
 from airkernels.cpu.build import compile_kernels
 from airkernels.cpu.isa import ISAS, PANEL

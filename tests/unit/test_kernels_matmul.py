@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from activation_samples import random_activations
 from block_samples import fresh_rng, random_weights
 from kernel_harness import (
     EPS,
@@ -18,7 +19,6 @@ from kernel_harness import (
     Kernels,
     Memory,
     quantize_reference,
-    random_activations,
     vector_isa,
 )
 

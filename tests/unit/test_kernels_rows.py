@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from activation_samples import random_activations
 from block_samples import decoded, fresh_rng, random_weights
 from kernel_harness import (
     EPS,
@@ -16,7 +17,6 @@ from kernel_harness import (
     Memory,
     has_outlier,
     quantize_reference,
-    random_activations,
     vector_isa,
 )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from activation_samples import random_activations
 from block_samples import fresh_rng
-from kernel_harness import random_activations
 from leaders_of import leaders_of
 from triton_harness import Machine, decode_rows, machine  # noqa: F401  (a fixture)
 
