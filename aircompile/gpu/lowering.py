@@ -9,11 +9,14 @@ from typing import TypeVar
 from aircompile.gpu.calls import MAX_TOKENS, PREFILL, Axis, DeviceCall, DeviceMatrix
 from aircompile.graph import Graph, Operator
 from aircompile.lowering import Caches, Pointer
-from aircompile.operators import MatMul, Op
+from aircompile.operators import Activation, MatMul, Op, Scale
 from airkernels.formats import FORMATS, BlockFormat
 from airrun.errors import UnsupportedError
 from airschedules.gpu.schedule import DeviceSpec
 from airschedules.gpu.specs import ConvertSpec, RowKind
+
+ALIGNMENT = 16
+"""Of every address that a kernel gets, in bytes: they are compiled for that."""
 
 
 @dataclass
@@ -48,6 +51,7 @@ class DeviceLowering:
     done: set[str] = field(default_factory=set)
 
     def run(self) -> None:
+        self._compute_outputs_in_place()
         for operator in self.graph.operators():
             lower = _LOWERINGS.get(type(operator.op))
             if lower is None:
@@ -55,6 +59,15 @@ class DeviceLowering:
                 raise UnsupportedError(f"{operator.name}: GPUs have no kernel for {kind} yet; build for a CPU target")
             if operator.name not in self.done:
                 lower(self, operator)
+
+    def _compute_outputs_in_place(self) -> None:
+        """What is computed from a single value into an output of the graph overwrites it, as on a processor."""
+        for output in self.graph.outputs:
+            producer = self.graph.producer(output)
+            if producer is not None and isinstance(producer.op, Activation | Scale):
+                (source,) = producer.inputs
+                assert self.graph.only_consumer(source) is not None
+                self.alias(source, output)
 
     @property
     def max_tokens(self) -> int:
@@ -136,6 +149,10 @@ class DeviceLowering:
             raise UnsupportedError(f"tensor {name}: vectors in {fmt} are not supported, only in F32")
         return Pointer("tensor", name)
 
+    def vector_or(self, name: str | None, nothing: Pointer) -> Pointer:
+        """A vector; without one any other address, which the kernel is told not to read."""
+        return nothing if name is None else self.vector(name)
+
     def matrix(self, tensors: Sequence[str], layer: int) -> DeviceMatrix:
         """A matrix of one or several tensors."""
         infos = [self.graph.weights[name] for name in tensors]
@@ -155,15 +172,14 @@ class DeviceLowering:
                 ("weight", 4 * first * layout.n_words * places),
                 ("halves", 2 * first * layout.n_halves * places),
             ]
-        if any(offset % 16 for _space, offset in offsets):
-            raise UnsupportedError(f"{matrix.name}: row {first} is not aligned on a GPU")
         return [Pointer(space, matrix.name, offset) for space, offset in offsets]
 
     # launches
 
     def rows(self, value: str) -> Axis:
         """The rows of a value along axis 0."""
-        return Axis(0, self.graph.values[value].rows, 1)
+        found = self.graph.values[value]
+        return Axis(0, found.rows, found.slots)
 
     def emit(
         self,
@@ -173,6 +189,8 @@ class DeviceLowering:
         pointers: Sequence[Pointer],
         integers: Sequence[str] = (),
     ) -> None:
+        if any(pointer.offset % ALIGNMENT for pointer in pointers):
+            raise UnsupportedError(f"{operator.name}: a part of a row does not begin at 16 bytes, as GPUs need it to")
         self.calls.append(DeviceCall(spec, operator, tuple(extents), tuple(pointers), tuple(integers)))
 
     def scratch_for(self, use: str, nbytes: int) -> Pointer:

@@ -19,7 +19,7 @@ from aircompile.architectures import build_graph
 from aircompile.gpu import assemble
 from aircompile.gpu.operators import lower_for_device
 from aircompile.lowering import plan_caches
-from aircompile.operators import Attention
+from aircompile.operators import Norm, TokenShift
 from aircompile.passes import PASSES
 from aircompile.passes.options import Activations, PassOptions
 from aircompile.pipeline import BuildOptions, build
@@ -154,10 +154,11 @@ def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None
 def test_what_gpus_cannot_do_is_refused(plan: Path) -> None:
     graph = build_graph(llama_model())
     for _name, rewrite in PASSES:
-        graph = rewrite(graph, PassOptions("auto"))
-    attention = next(operator for operator in graph.operators() if isinstance(operator.op, Attention))
-    graph.replace([attention.name], [replace(attention, op=replace(attention.op, window=7))])
-    with pytest.raises(AirError, match="GPUs have no kernel for Attention with window 7 yet"):
+        graph = rewrite(graph, PassOptions("f32"))
+    norm = next(operator for operator in graph.operators() if isinstance(operator.op, Norm))
+    shift = TokenShift(graph.values[norm.outputs[0]].width)
+    graph.replace([norm.name], [replace(norm, op=shift)])
+    with pytest.raises(AirError, match="GPUs have no kernel for TokenShift yet"):
         lower_for_device(graph, plan_caches(graph, "f16", 128), exact=False)
 
 
@@ -169,7 +170,7 @@ def test_memory_is_zeroed_on_request(plan: Path) -> None:
 
 def test_a_failing_step_is_named(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_on(plan, "cuda", check_steps=True) as gpu:
-        monkeypatch.setattr(FakeDevice, "failing", "gated_silu")
+        monkeypatch.setattr(FakeDevice, "failing", "gated")
         with pytest.raises(AirError, match=r"step layers.0.gated \(layer 0\): .*illegal_address"):
             gpu.session.eval([7])
 

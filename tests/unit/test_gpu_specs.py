@@ -8,21 +8,29 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from airschedules.gpu.schedule import DeviceSpec
 from airschedules.gpu.specs import (
+    ActivationSpec,
+    AddSpec,
     AdvanceSpec,
     ArgmaxSpec,
     CombineSpec,
     ConvertSpec,
     FlashSpec,
+    FunctionOf,
     GatedSpec,
     GatherSpec,
     GemmSpec,
     Heads,
     LeadersSpec,
+    MultiplySpec,
     NormSpec,
     PackSpec,
+    PositionScaleSpec,
     ProductSpec,
+    RopeSpec,
     RopeStoreSpec,
+    Rotation,
     RowKind,
+    Seen,
     SelectSpec,
     SplitSpec,
     UnpackSpec,
@@ -30,7 +38,11 @@ from airschedules.gpu.specs import (
 
 HEADS = Heads(8, 2, 64, 16, "float16")
 GEMM = GemmSpec("f16", 1024, 512, RowKind("f16", 512, 32).layout.nbytes, 1024, False, False)
-NORM = NormSpec(RowKind("q16", 512, 32), 512, 1e-5)
+NORM = NormSpec(RowKind("q16", 512, 32), 512, 1e-5, "rms", 1, 512)
+WIDE, FLOATS = Heads(16, 8, 256, 26, "float16", ring=10), Heads(8, 1, 512, 16, "float32")
+ALL, BENT = Seen(0.125), Seen(0.0625, window=512, softcap=50.0)
+FUNCTIONS = ("gelu", "gelu_tanh", "relu2", "sigmoid", "softplus", "xielu", "scale", "clamp", "softcap")
+TURN = Rotation(64, False, 32)
 SPECS: list[DeviceSpec] = [
     ProductSpec("Q4_0", 1024, 512, "q16", 1024, False, False),
     ProductSpec("Q8_0", 1000, 576, "q8", 1024, True, False),
@@ -49,14 +61,28 @@ SPECS: list[DeviceSpec] = [
     GatherSpec("F16", 512, 512),
     GatherSpec("IQ4_XS", 512, 512),
     NORM,
-    NormSpec(RowKind("f16", 512, 256), 512, 1e-5),
-    GatedSpec(RowKind("q16", 1408, 32), 2816, 2816),
+    NormSpec(RowKind("f16", 512, 256), 512, 1e-5, "layer", 1, 512, 512),
+    NormSpec(RowKind("f32", 512, 1), 768, 1e-6, "rms", 8, 64),
+    GatedSpec(RowKind("q16", 1408, 32), FunctionOf("silu"), 2816, 2816),
+    GatedSpec(RowKind("f16", 1408, 32), FunctionOf("swiglu_oai", (1.702, 7.0)), 2816, 2816),
+    *(ActivationSpec(RowKind("q16", 1408, 32), FunctionOf(kind, (0.5, 1.0)), 1408) for kind in FUNCTIONS),
+    AddSpec(512, (512, 512, 512), 0.22),
+    MultiplySpec(512, (512, 0, 512), 64),
+    PositionScaleSpec(512, 8192, 0.1, 512, 512),
     ConvertSpec(RowKind("q8", 512, 256), 512),
     SelectSpec(512),
-    RopeStoreSpec(HEADS, 64, False, 32, (768, 768, 768)),
-    SplitSpec(HEADS, 0.125, 768),
+    RopeSpec(Rotation(32, True, 32), 64, 768, 768),
+    RopeStoreSpec(HEADS, TURN, (768, 768, 768)),
+    RopeStoreSpec(WIDE, Rotation(0, False, 0), (8192, 8192, 8192)),
+    SplitSpec(HEADS, ALL, 768),
+    SplitSpec(WIDE, BENT, 8192),
+    SplitSpec(FLOATS, ALL, 4096),
     CombineSpec(RowKind("q8", 512, 32), 64, HEADS.splits),
-    FlashSpec(HEADS, 0.125, 768, 512),
+    CombineSpec(RowKind("q8", 512, 32), 64, HEADS.splits, True),
+    FlashSpec(HEADS, ALL, 768, 512),
+    FlashSpec(HEADS, Seen(0.125, chunk=8192, alibi=8.0), 768, 512, True),
+    FlashSpec(WIDE, BENT, 8192, 4096),
+    FlashSpec(FLOATS, ALL, 4096, 4096),
     ArgmaxSpec(32000),
     AdvanceSpec(32000),
     LeadersSpec(32000),

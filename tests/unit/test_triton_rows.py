@@ -1,4 +1,4 @@
-"""GPU row kernels against float64: norm, gate, rounding, selection, the greedy choice and the most likely tokens."""
+"""GPU row kernels against float64: norms, rounding, selection, the greedy choice and the most likely tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from leaders_of import leaders_of
 from triton_harness import Machine, decode_rows, machine  # noqa: F401  (a fixture)
 
 from airkernels.triton.layout import RowLayout
-from airkernels.triton.rows import convert, gated_silu, rms_norm, select
+from airkernels.triton.rows import convert, norm, select
 from airkernels.triton.sample import advance, argmax_parts, leaders
 from airrun.generation.leaders import MASS_ERROR, Leaders
 
@@ -31,15 +31,17 @@ def n_blocks(layout: RowLayout) -> int:
     return 1 << (covered - 1).bit_length()
 
 
-def check_rows(got: np.ndarray, want: np.ndarray, kind: str) -> None:
+def check_rows(got: np.ndarray, want: np.ndarray, kind: str, lost: float = 0.0) -> None:
+    """`lost`: error by sums that cancel, of the largest element of a row."""
+    lost = lost * np.abs(want).max(1, keepdims=True) + 1e-30
     if kind[0] == "f":
         # a half-precision row has a scale of its own: what is far below its largest element keeps fewer digits
         floor = 0 if kind == "f32" else np.abs(want).max(1, keepdims=True) * 2.0**-24
-        assert (np.abs(got - want) <= STEP[kind] * np.abs(want) + floor + 1e-30).all()
+        assert (np.abs(got - want) <= STEP[kind] * np.abs(want) + floor + lost).all()
     else:
         groups = np.abs(want.reshape(len(want), -1, 32)).max(2, keepdims=True)
         error = np.abs(got - want).reshape(len(want), -1, 32)
-        assert (error <= groups * (STEP[kind] + 1e-6) + 1e-30).all()
+        assert (error <= groups * (STEP[kind] + 1e-6) + lost[..., None]).all()
 
 
 def width(layout_block: int) -> int:
@@ -52,35 +54,47 @@ def test_norm(machine: Machine, kind: str, block: int) -> None:  # noqa: F811
     layout = RowLayout(kind, n, block)
     x = random_activations(rng, n_rows, n)
     x[2] /= 1e10  # whose squares overflow, on the CPU too
-    weight = rng.standard_normal(n).astype(np.float32)
+    weight, bias = rng.standard_normal((2, n)).astype(np.float32)
+    layer = block == 32  # the other kind of norm, with a bias
     out = machine.poisoned(n_rows * layout.nbytes, "u32")
     machine.run(
-        rms_norm, (n_rows,), machine.put(x), machine.put(weight), out,
-        N=n, EPS=eps, IN_STRIDE=n, BLOCKS=n_blocks(layout), **constants(layout),
+        norm, (n_rows, 1), machine.put(x), machine.put(weight), machine.put(bias), out,
+        N=n, NORM="layer" if layer else "rms", EPS=eps, GROUPS=1, WEIGHTS=n, BIASES=n * layer, IN_STRIDE=n,
+        BLOCKS=n_blocks(layout), **constants(layout),
     )  # fmt: skip
-    mean = (x.astype(np.float64) ** 2).mean(1, keepdims=True)
+    exact = x.astype(np.float64)
+    want = normed(exact - exact.mean(1, keepdims=True), eps) * weight + bias if layer else normed(exact, eps) * weight
     got = decode_rows(machine.get(out, np.uint8, n_rows, layout.nbytes), layout)
-    check_rows(got, x / np.sqrt(mean + eps) * weight, kind)
+    check_rows(got, want, kind, 2e-6 if layer else 0.0)
 
 
-@pytest.mark.parametrize(("kind", "block"), KINDS)
-def test_gated_activation(machine: Machine, kind: str, block: int) -> None:  # noqa: F811
-    rng, n, n_rows = fresh_rng(), width(block), 3
-    layout = RowLayout(kind, n, block)
-    both = (rng.standard_normal((n_rows, 2 * n)) * 5).astype(np.float32)
-    both[1, :7] = [-90, 90, 0, -1e4, 1e4, 88, -88]
+def normed(x: np.ndarray, eps: float) -> np.ndarray:
+    return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + eps))
+
+
+@pytest.mark.parametrize("layer", [False, True])
+@pytest.mark.parametrize("shared", [None, True, False])
+def test_norm_of_groups(machine: Machine, shared: bool | None, layer: bool) -> None:  # noqa: F811
+    """Parts of rows, an odd number of odd width, without weights, with those of a group, and with those of a row."""
+    rng, groups, n, n_rows, eps = fresh_rng(), 3, 37, 4, 1e-6
+    layout, stride = RowLayout("f32", groups * n, 1), 123
+    x = rng.standard_normal((n_rows, stride)).astype(np.float32)
+    size = 0 if shared is None else n if shared else groups * n
+    weight, bias = rng.standard_normal((2, max(size, 1))).astype(np.float32)
     out = machine.poisoned(n_rows * layout.nbytes, "u32")
-    whole = n_blocks(layout)
-    blocks = whole if kind == "f16" else min(2, whole)
-    memory = machine.put(both)
     machine.run(
-        gated_silu, (n_rows, -(-whole // blocks)), memory, memory.at(4 * n), out,
-        N=n, GATE_STRIDE=2 * n, UP_STRIDE=2 * n, BLOCKS=blocks, **constants(layout),
+        norm, (n_rows, groups), machine.put(x), machine.put(weight), machine.put(bias), out,
+        N=n, NORM="layer" if layer else "rms", EPS=eps, GROUPS=groups, WEIGHTS=size, BIASES=size, IN_STRIDE=stride,
+        BLOCKS=2, **constants(layout),
     )  # fmt: skip
-    gate, up = both.astype(np.float64)[:, :n], both.astype(np.float64)[:, n:]
-    got = decode_rows(machine.get(out, np.uint8, n_rows, layout.nbytes), layout)
-    with np.errstate(over="ignore"):
-        check_rows(got, gate / (1 + np.exp(-gate)) * up, kind)
+    exact = x[:, : groups * n].astype(np.float64).reshape(n_rows, groups, n)
+    want = normed(exact - exact.mean(2, keepdims=True) if layer else exact, eps)
+    if size:
+        want = want * weight.reshape(-1, n) + bias.reshape(-1, n)
+    got = machine.get(out, np.float32, n_rows, layout.nbytes // 4)
+    np.testing.assert_allclose(got[:, : groups * n], want.reshape(n_rows, -1), rtol=2e-5, atol=2e-6)
+    untouched = machine.get(out, np.uint32, n_rows, layout.nbytes // 4)[:, groups * n :]
+    assert (untouched == 0xA5A5A5A5).all()
 
 
 @pytest.mark.parametrize(("kind", "block"), KINDS)

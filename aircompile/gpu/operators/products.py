@@ -51,7 +51,7 @@ def _few_rows(
         TOKENS_AT_ONCE[low.phase],
     )
     target = low.value(out, first)
-    pointers = [*low.planes(matrix, first), x, low.vector(bias) if bias is not None else target, target]
+    pointers = [*low.planes(matrix, first), x, low.vector_or(bias, target), target]
     low.emit(operator, spec, [Axis(0, "fixed", stop - first), Axis(1, value.rows, 1)], pointers)
 
 
@@ -75,7 +75,7 @@ def _many_rows(
             low.emit(operator, unpack, _unpacked(matrix, n), [*low.planes(matrix, at), weights])
         spec = GemmSpec(kind.kind, n, k, kind.layout.nbytes, low.stride_of(out), op.accumulate, bias is not None)
         target = low.value(out, at)
-        place = low.vector(bias) if bias is not None else target
+        place = low.vector_or(bias, target)
         if bias is not None and at != first:
             place = Pointer(place.space, place.name, 4 * (at - first))
         extents = [Axis(0, "tokens", 1), Axis(0, "fixed", n)]

@@ -7,16 +7,15 @@ from aircompile.gpu.lowering import DeviceLowering, input_array, lowers
 from aircompile.graph import Operator
 from aircompile.operators import Gather, Norm, Quantize, SelectRows
 from airkernels.formats import BlockFormat
-from airrun.errors import UnsupportedError
 from airschedules.gpu.specs import ConvertSpec, GatherSpec, NormSpec, SelectSpec
 
 
-@lowers(Gather)
+@lowers(Gather, "by")
 def _gather(low: DeviceLowering, operator: Operator, op: Gather) -> None:
     (out,) = operator.outputs
-    matrix = low.matrix((op.table,), -1)
+    matrix = low.matrix((op.table,), operator.layer)
     spec = GatherSpec(matrix.fmt, matrix.n_cols, low.stride_of(out))
-    pointers = [*low.planes(matrix), input_array("token_ids"), low.value(out)]
+    pointers = [*low.planes(matrix), input_array(op.by), low.value(out)]
     fmt = matrix.layout.fmt
     extents = [low.rows(out), Axis(1, "fixed", matrix.n_cols // fmt.block)]
     if isinstance(fmt, BlockFormat):
@@ -24,13 +23,17 @@ def _gather(low: DeviceLowering, operator: Operator, op: Gather) -> None:
     low.emit(operator, spec, extents, pointers)
 
 
-@lowers(Norm, "quantize digits")
+@lowers(Norm, "quantize digits bias kind groups")
 def _norm(low: DeviceLowering, operator: Operator, op: Norm) -> None:
-    if op.weight is None:
-        raise UnsupportedError(f"{operator.name}: GPUs have no kernel for norms without weights yet")
     (source,), (out,) = operator.inputs, operator.outputs
-    spec = NormSpec(low.kind(out), low.stride_of(source), op.eps)
-    low.emit(operator, spec, [low.rows(out)], [low.value(source), low.vector(op.weight), low.value(out)])
+
+    def size(name: str | None) -> int:
+        return 0 if name is None else low.graph.weights[name].shape[0]
+
+    spec = NormSpec(low.kind(out), low.stride_of(source), op.eps, op.kind, op.groups, size(op.weight), size(op.bias))
+    x, target = low.value(source), low.value(out)
+    pointers = [x, low.vector_or(op.weight, x), low.vector_or(op.bias, x), target]
+    low.emit(operator, spec, [low.rows(out), Axis(1, "fixed", op.groups)], pointers)
 
 
 @lowers(Quantize, "digits")

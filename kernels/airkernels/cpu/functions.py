@@ -1,7 +1,6 @@
 """Functions of single elements, in float32 to within a few units in the last place.
 
-GELU with tanh is computed as ``x / (1 + exp(-2u))``, which it equals. Error function and hyperbolic tangent are the
-rational approximations that Eigen uses (``generic_fast_erf_float``, ``generic_fast_tanh_float``).
+GELU with tanh is computed as ``x / (1 + exp(-2u))``, which it equals.
 """
 
 from __future__ import annotations
@@ -11,30 +10,21 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
+from airkernels.approximations import (
+    ATANH,
+    ERF_DENOMINATOR,
+    ERF_LIMIT,
+    ERF_NUMERATOR,
+    SMALL_EXPONENT,
+    TANH_DENOMINATOR,
+    TANH_LIMIT,
+    TANH_NUMERATOR,
+)
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, bits, cast, const, lanes_of, let, splat
 from airkernels.cpu.vectors import exp
 
 Parameters = tuple[float, ...]
-
-_TANH_LIMIT = 7.90531110763549805
-_TANH_NUMERATOR = (
-    *(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08),
-    *(1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
-)
-_TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-_ERF_LIMIT = 4.0
-_ERF_NUMERATOR = (
-    *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05),
-    *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
-)
-_ERF_DENOMINATOR = (
-    *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03),
-    *(-7.37332916720468e-03, -1.42647390514189e-02),
-)
-_SMALL_EXPONENT = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2)
-"""(exp(x) - 1 - x) / x^2 for |x| < 1/2, highest power first."""
-
 
 _ARTANH = (2 / 13, 2 / 11, 2 / 9, 2 / 7, 2 / 5, 2 / 3, 2)
 """2 artanh(x) / x in powers of x^2, highest first."""
@@ -64,7 +54,7 @@ def _rational(x: Expr, limit: float, numerator: Sequence[float], denominator: Se
 
 
 def tanh(x: Expr, isa: VectorIsa) -> Expr:
-    return _rational(x, _TANH_LIMIT, _TANH_NUMERATOR, _TANH_DENOMINATOR, isa)
+    return _rational(x, TANH_LIMIT, TANH_NUMERATOR, TANH_DENOMINATOR, isa)
 
 
 def sigmoid(x: Expr, isa: VectorIsa) -> Expr:
@@ -81,7 +71,7 @@ def silu(x: Expr, isa: VectorIsa) -> Expr:
 def gelu(x: Expr, isa: VectorIsa) -> Expr:
     """x Phi(x) (Hendrycks & Gimpel 2016)."""
     x = let(x)
-    erf = _rational(x * _constant(math.sqrt(0.5), x), _ERF_LIMIT, _ERF_NUMERATOR, _ERF_DENOMINATOR, isa)
+    erf = _rational(x * _constant(math.sqrt(0.5), x), ERF_LIMIT, ERF_NUMERATOR, ERF_DENOMINATOR, isa)
     return _constant(0.5, x) * x * (_constant(1.0, x) + erf)
 
 
@@ -120,16 +110,12 @@ def softcap(x: Expr, cap: float, isa: VectorIsa) -> Expr:
     return _constant(cap, x) * tanh(x * _constant(1 / cap, x), isa)
 
 
-_ATANH = tuple(1 / (2 * i + 1) for i in range(8, -1, -1))
-"""atanh(s) / s in powers of s^2 for |s| <= 1/3, highest first."""
-
-
 def softplus(x: Expr, isa: VectorIsa) -> Expr:
     """log(1 + e^x), as max(x, 0) + log(1 + u) with u = e^-|x| and log(1 + u) = 2 atanh(u / (2 + u))."""
     x, zero = let(x), _constant(0.0, x)
     u = let(exp(tirx.min(x, zero - x), isa))
     s = let(u / (_constant(2.0, x) + u))
-    return tirx.max(x, zero) + _constant(2.0, x) * s * _polynomial(let(s * s), _ATANH, isa)
+    return tirx.max(x, zero) + _constant(2.0, x) * s * _polynomial(let(s * s), ATANH, isa)
 
 
 def xielu(x: Expr, isa: VectorIsa, alpha_p: float, alpha_n: float, beta: float, eps: float) -> Expr:
@@ -137,7 +123,7 @@ def xielu(x: Expr, isa: VectorIsa, alpha_p: float, alpha_n: float, beta: float, 
     x = let(x)
     low = let(tirx.min(x, _constant(eps, x)))
     one, zero = _constant(1.0, x), _constant(0.0, x)
-    near = low * low * _polynomial(low, _SMALL_EXPONENT, isa) + (low - x)
+    near = low * low * _polynomial(low, SMALL_EXPONENT, isa) + (low - x)
     bend = tirx.Select(low > _constant(-0.5, x), near, exp(low, isa) - one - x)
     curve = tirx.Select(x > zero, _constant(alpha_p, x) * x * x, _constant(alpha_n, x) * bend)
     return curve + _constant(beta, x) * x

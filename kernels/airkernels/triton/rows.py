@@ -1,4 +1,4 @@
-"""Rows of activations: norm, gate, rounding, selection; each writes the kind of row that the next product reads.
+"""Rows of activations: norms, rounding, selection; each writes the kind of row that the next product reads.
 
 A row is handled as a tile [blocks, groups of a block, 32], so that groups, blocks and planes are its axes.
 """
@@ -17,44 +17,44 @@ ROUND = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def rms_norm(
-    x, weight, out,
-    N: tl.constexpr, EPS: tl.constexpr, IN_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
+def norm(
+    x, weight, bias, out,
+    N: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr, WEIGHTS: tl.constexpr,
+    BIASES: tl.constexpr, IN_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     KIND: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """``x / sqrt(mean(x**2) + eps) * weight``. A program is a row; strides in 32-bit words, here and below.
+    """``x / sqrt(mean(x**2) + eps) * weight + bias`` for NORM 'rms'; 'layer' takes the mean of x away before.
+
+    Programs are (row, group): each of `GROUPS` equal parts of a row, of `N` elements, is normed apart. WEIGHTS and
+    BIASES are those of a group, those of a row, or none. Strides in 32-bit words, here and below.
 
     `BLOCK` is at least 32 here (elements of the tile's blocks); rows for float matrices take 32 with `PLACES` 0.
+    Groups are stored as plain floats.
     """
-    index, exists = _tile(0, N, BLOCK, BLOCKS)
-    scale = tl.load(weight + index, mask=exists, other=0.0)
+    index, exists = tile(0, N, BLOCK, BLOCKS)
+    group = tl.program_id(1) * N
+    if WEIGHTS > 0:
+        scale = tl.load(weight + (group if WEIGHTS > N else 0) + index, mask=exists, other=0.0)
+    if BIASES > 0:
+        shift = tl.load(bias + (group if BIASES > N else 0) + index, mask=exists, other=0.0)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
-    value = tl.load(x + row * IN_STRIDE + index, mask=exists, other=0.0)
-    mean = tl.sum(tl.reshape(value * value, (BLOCKS * BLOCK,)), 0) / N
-    value = value * (1.0 / tl.sqrt_rn(mean + EPS)) * scale
-    _store_row(out + row * OUT_STRIDE, value, 0, N, KIND, BLOCK, PLACES, BLOCKS)
-
-
-@triton.jit
-def gated_silu(
-    gate, up, out,
-    N: tl.constexpr, GATE_STRIDE: tl.constexpr, UP_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
-    KIND: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """``gate / (1 + exp(-gate)) * up``. Programs are (row, tile of blocks)."""
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCKS
-    index, exists = _tile(first, N, BLOCK, BLOCKS)
-    g = tl.load(gate + row * GATE_STRIDE + index, mask=exists, other=0.0)
-    u = tl.load(up + row * UP_STRIDE + index, mask=exists, other=0.0)
-    value = g / (1.0 + tl.exp(-g)) * u
-    _store_row(out + row * OUT_STRIDE, value, first, N, KIND, BLOCK, PLACES, BLOCKS)
+    value = tl.load(x + row * IN_STRIDE + group + index, mask=exists, other=0.0)
+    if NORM == "layer":
+        mean = tl.sum(tl.reshape(value, (BLOCKS * BLOCK,)), 0) / N
+        value = tl.where(exists, value - mean, 0.0)
+    square = tl.sum(tl.reshape(value * value, (BLOCKS * BLOCK,)), 0) / N
+    value = value * (1.0 / tl.sqrt_rn(square + EPS))
+    if WEIGHTS > 0:
+        value = value * scale
+    if BIASES > 0:
+        value = value + shift
+    if GROUPS == 1:
+        store_row(out + row * OUT_STRIDE, value, 0, N, KIND, BLOCK, PLACES, BLOCKS)
+    else:
+        tl.store((out + row * OUT_STRIDE + group).to(tl.pointer_type(tl.float32)) + index, value, mask=exists)
 
 
 @triton.jit
@@ -69,9 +69,9 @@ def convert(
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCKS
-    index, exists = _tile(first, N, BLOCK, BLOCKS)
+    index, exists = tile(first, N, BLOCK, BLOCKS)
     value = tl.load(x + row * IN_STRIDE + index, mask=exists, other=0.0)
-    _store_row(out + row * OUT_STRIDE, value, first, N, KIND, BLOCK, PLACES, BLOCKS)
+    store_row(out + row * OUT_STRIDE, value, first, N, KIND, BLOCK, PLACES, BLOCKS)
 
 
 @triton.jit
@@ -91,7 +91,7 @@ def select(
 
 
 @triton.jit
-def _tile(first, N: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+def tile(first, N: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     """Natural element numbers [BLOCKS, BLOCK / 32, 32] of the blocks from `first` on, and which exist."""
     block = (first + tl.arange(0, BLOCKS))[:, None, None]
     group = tl.arange(0, BLOCK // 32)[None, :, None]
@@ -100,7 +100,7 @@ def _tile(first, N: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _store_row(
+def store_row(
     out, value, first, N: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip

@@ -72,7 +72,8 @@ class CudaEngine(Engine):
         kernels = load_kernels(gpu, loaded, library)
         self.times = {"code_seconds": time.perf_counter() - started}
         self._weights = weights = DeviceWeights(sizes.tiers, gpu, self._files)
-        self.pool, self.states = DevicePool(loaded.plan.kv, sizes.kv_blocks, gpu), StatePool(loaded.plan.states, 0)
+        self.pool = DevicePool(loaded.plan.kv, sizes.kv_blocks, sizes.ring_blocks, gpu)
+        self.states = StatePool(loaded.plan.states, 0)
         with ThreadPoolExecutor(1, "airrun_load", gpu.use) as loader:
             loading = loader.submit(weights.load, kernels, slots, load_mode)
             self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)

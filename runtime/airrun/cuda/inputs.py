@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from airrun.cuda.driver import Device
+from airrun.ledger import table_row
 from airrun.plan.container import LoadedPlan
 from airrun.plan.device import CHOSEN_RING, DEVICE_INPUTS, MAX_SMALL, MAX_WATCHED
 
@@ -53,9 +54,9 @@ class Inputs:
         ints[:] = 0
         self._one, self._watched = ints[: scalars // 4].reshape(self._n_arrays, -1)[:, 0], ints[scalars // 4 :]
         self._device_one = gpu.allocate(self._one_nbytes)
-        self._table = gpu.allocate(4 * plan.kv.max_blocks * MAX_SMALL)
-        self._max_blocks = plan.kv.max_blocks
-        self._blocks: list[int] = []
+        self._table_row = table_row(plan.kv)
+        self._table = gpu.allocate(4 * self._table_row * MAX_SMALL)
+        self._blocks: tuple[list[int], list[int]] = ([], [])
         ring = gpu.allocate_pinned(4 * CHOSEN_RING)
         self.chosen: Ints = np.frombuffer(ring, np.int32)
         self._angles = _Angles(loaded)
@@ -85,11 +86,11 @@ class Inputs:
 
     def set_blocks(self, blocks: SequenceMemory) -> None:
         """Use the blocks of a sequence from now on; free when they are as before."""
-        if blocks.blocks == self._blocks:
+        if (blocks.blocks, blocks.ring) == self._blocks:
             return
         self._gpu.upload(self._table, blocks.table.ctypes.data, blocks.table.nbytes)
         self._gpu.synchronize()
-        self._blocks = list(blocks.blocks)
+        self._blocks = (list(blocks.blocks), list(blocks.ring))
 
     def set_batch(self, sequence: BatchSequence) -> None:
         """Describe a sequence's new tokens. Returns when the device has them."""
@@ -112,7 +113,7 @@ class Inputs:
     def set_several(self, sequences: Sequence[BatchSequence]) -> None:
         """Describe new tokens of up to `MAX_SMALL` sequences. Returns when the device has them."""
         at, outputs = 0, 0
-        tables = np.zeros((len(sequences), self._max_blocks), np.int32)
+        tables = np.zeros((len(sequences), self._table_row), np.int32)
         for number, sequence in enumerate(sequences):
             assert sequence.token_ids is not None
             cells = np.arange(sequence.first_cell, sequence.first_cell + sequence.n)
@@ -120,9 +121,9 @@ class Inputs:
             self._batch[0, here], self._batch[1, here], self._batch[2, here] = sequence.token_ids, cells, number
             self._batch[3, outputs : outputs + len(sequence.outputs)] = [at + i for i in sequence.outputs]
             self._batch[4, here] = cells
-            tables[number, : len(sequence.memory.blocks)] = sequence.memory.blocks
+            tables[number] = sequence.memory.table
             at, outputs = at + sequence.n, outputs + len(sequence.outputs)
-        self._blocks = []
+        self._blocks = ([], [])
         self._gpu.upload(self._table, tables.ctypes.data, tables.nbytes)
         self._gpu.upload(self._device, ctypes.addressof(self._host), self._batch.nbytes)
         self._gpu.synchronize()

@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 
 
 class DevicePool(BlockPool):
-    """Blocks in device memory; block i of cache l stands at `addresses[l] + i * its block_nbytes`."""
+    """Blocks in device memory; block i of cache l stands at `addresses[l] + i * its block_nbytes`. Caches that go round
+    have `ring` blocks."""
 
     layout = "cuda"
 
-    def __init__(self, spec: KvCache, n_blocks: int, gpu: Device) -> None:
-        self.spec, self.n_blocks, self._gpu = spec, n_blocks, gpu
-        nbytes = kv_nbytes(spec, n_blocks, 0)
+    def __init__(self, spec: KvCache, n_blocks: int, n_ring_blocks: int, gpu: Device) -> None:
+        self.spec, self._gpu = spec, gpu
+        nbytes = kv_nbytes(spec, n_blocks, n_ring_blocks)
         base = gpu.allocate(nbytes)
         # what was never written takes part in products, with weight zero: it must be finite
         gpu.clear(base, nbytes)
-        starts = [0, *accumulate(n_blocks * layer.block_nbytes for layer in spec.layers)]
+        counts = [n_ring_blocks if layer.ring else n_blocks for layer in spec.layers]
+        starts = [0, *accumulate(n * layer.block_nbytes for n, layer in zip(counts, spec.layers, strict=True))]
         self.addresses = [base + start for start in starts[:-1]]
-        self.blocks, self.ring = FreeList(n_blocks), FreeList(0)
+        self.blocks, self.ring = FreeList(n_blocks), FreeList(n_ring_blocks)
 
     def contents(self, layer: int, block: int) -> Bytes:
         """A copy of one block of one cache."""

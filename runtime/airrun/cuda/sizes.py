@@ -19,7 +19,7 @@ from airrun.cuda.tiers import (
     vectors_of,
 )
 from airrun.errors import BudgetError, UsageError
-from airrun.ledger import interpreter_nbytes, kv_nbytes
+from airrun.ledger import interpreter_nbytes, kv_nbytes, table_row
 from airrun.plan.device import CHOSEN_RING, MAX_SMALL, MAX_WATCHED, DevicePlan
 from airrun.plan.schema import Plan
 
@@ -41,7 +41,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class DeviceSizes:
-    """Bytes, by purpose; the first four are counts.
+    """Bytes, by purpose; the first five are counts.
 
     Attributes
     ----------
@@ -65,6 +65,7 @@ class DeviceSizes:
     parallel: int
     max_tokens: int
     kv_blocks: int
+    ring_blocks: int
     tiers: Tiers
     vectors: int
     arena: int
@@ -151,9 +152,18 @@ def device_sizes(
     if parallel < 1:
         raise UsageError(f"{parallel} parallel sessions: must be 1 or more")
     run = _Run(plan, device, ctx_size, parallel)
-    whole = run.sizes(device.programs[-1].max_tokens, all_on_device(plan, device))
+    whole = run.sizes(_largest_batch(plan, device), all_on_device(plan, device))
     budget = vram or device.vram_nbytes or (int(_FREE_SHARE * free) if free is not None else whole.total)
     return whole if whole.total <= budget else run.within(budget, ram or plan.choice.ram_nbytes or _available())
+
+
+def _largest_batch(plan: Plan, device: DevicePlan) -> int:
+    """Tokens: where layers have windows, a batch is written before its first token looks back, so the blocks that these
+    go round in must hold both."""
+    most, kv = device.programs[-1].max_tokens, plan.kv
+    if not kv.ring_blocks:
+        return most
+    return min(most, (kv.ring_blocks - 1) * kv.block_cells + 2 - kv.window)
 
 
 def _available() -> int:
@@ -174,19 +184,22 @@ class _Run:
     def sizes(self, max_tokens: int, tiers: Tiers) -> DeviceSizes:
         plan, device = self.plan, self.device
         blocks = self.parallel * -(-self.ctx_size // plan.kv.block_cells)
-        arrays = _whole(4 * max_tokens) * 5 + _whole(4 * plan.kv.max_blocks * MAX_SMALL) + _whole(4 * CHOSEN_RING)
+        # one more than sequences at once, so that logits of another text can be had beside them
+        ring = (self.parallel + 1) * min(plan.kv.ring_blocks, -(-self.ctx_size // plan.kv.block_cells))
+        arrays = _whole(4 * max_tokens) * 5 + _whole(4 * table_row(plan.kv) * MAX_SMALL) + _whole(4 * CHOSEN_RING)
         arrays += _whole(4 * MAX_WATCHED)
         return DeviceSizes(
             ctx_size=self.ctx_size,
             parallel=self.parallel,
             max_tokens=max_tokens,
             kv_blocks=blocks,
+            ring_blocks=ring,
             tiers=tiers,
             vectors=sum(_whole(plan.tensors[i].nbytes) for i in vectors_of(device)),
             arena=device.arena_nbytes * max_tokens,
             scratch=device.scratch_nbytes,
             inputs=arrays + 8 * plan.rope.n_pairs * (self.ctx_size + max_tokens),
-            kv=kv_nbytes(plan.kv, blocks, 0),
+            kv=kv_nbytes(plan.kv, blocks, ring),
             logits=4 * device.logits_stride * (1 + MAX_SMALL),
             process=interpreter_nbytes(plan) + _DRIVER_NBYTES,
         )
@@ -217,7 +230,7 @@ class _Run:
 
     def _batches(self) -> list[int]:
         """Batch sizes to try, largest first."""
-        n = self.device.programs[-1].max_tokens
+        n = _largest_batch(self.plan, self.device)
         return [n >> i for i in range(n.bit_length()) if n >> i >= _SMALLEST_BATCH] or [n]
 
 

@@ -172,6 +172,12 @@ def schedule_flash(head_dim: int, dtype: str, arch: str) -> FlashConfig:
     return FlashConfig(64, 4, 2 if arch != "sm_90" else 3, "64 tokens a program")
 
 
+def cells_at_once(head_dim: int, dtype: str) -> int:
+    """Cells that attention goes through at a time, a power of two: their keys fill at most 16 KiB of shared memory."""
+    row = (4 if dtype == "float32" else 2) << (head_dim - 1).bit_length()
+    return max(16, min(64, (16 << 10) // row))
+
+
 def splits(n_kv_heads: int, max_blocks: int) -> int:
     """Parts of the context in decode attention, for every architecture: the layout of partial results depends on it."""
     return max(1, min(32, max_blocks, _TARGET_PROGRAMS // n_kv_heads))
@@ -181,6 +187,7 @@ __all__ = [
     "ProductRecord",
     "ProductTask",
     "candidates",
+    "cells_at_once",
     "for_tokens",
     "schedule_flash",
     "schedule_gemm",

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from airschedules.gpu.specs.attention import CELLS, CombineSpec, FlashSpec, Heads, RopeStoreSpec, SplitSpec
+from airschedules.gpu.specs.attention import (
+    CELLS,
+    CombineSpec,
+    FlashSpec,
+    Heads,
+    RopeSpec,
+    RopeStoreSpec,
+    Rotation,
+    Seen,
+    SplitSpec,
+)
+from airschedules.gpu.specs.elementwise import (
+    ActivationSpec,
+    AddSpec,
+    FunctionOf,
+    GatedSpec,
+    MultiplySpec,
+    PositionScaleSpec,
+)
 from airschedules.gpu.specs.products import GatherSpec, GemmSpec, PackSpec, ProductSpec, UnpackSpec
 from airschedules.gpu.specs.rows import (
     LEADERS,
     AdvanceSpec,
     ArgmaxSpec,
     ConvertSpec,
-    GatedSpec,
     LeadersSpec,
     NormSpec,
     RowKind,
@@ -21,21 +38,29 @@ from airschedules.gpu.specs.rows import (
 __all__ = [
     "CELLS",
     "LEADERS",
+    "ActivationSpec",
+    "AddSpec",
     "AdvanceSpec",
     "ArgmaxSpec",
     "CombineSpec",
     "ConvertSpec",
     "FlashSpec",
+    "FunctionOf",
     "GatedSpec",
     "GatherSpec",
     "GemmSpec",
     "Heads",
     "LeadersSpec",
+    "MultiplySpec",
     "NormSpec",
     "PackSpec",
+    "PositionScaleSpec",
     "ProductSpec",
+    "RopeSpec",
     "RopeStoreSpec",
+    "Rotation",
     "RowKind",
+    "Seen",
     "SelectSpec",
     "SplitSpec",
     "UnpackSpec",

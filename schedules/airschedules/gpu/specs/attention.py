@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from airkernels.triton import attention
 from airkernels.triton.build import Constants
-from airschedules.gpu.rules import schedule_flash, splits
+from airschedules.gpu.rules import cells_at_once, schedule_flash, splits
 from airschedules.gpu.schedule import DeviceSchedule, DeviceSpec
 from airschedules.gpu.specs.rows import RowKind, power, row_warps
 
@@ -16,13 +16,15 @@ CELLS = 64
 
 @dataclass(frozen=True)
 class Heads:
-    """Shape of attention and of the cache; `dtype` 'float16' or 'float32'."""
+    """Shape of attention and of the cache; `dtype` 'float16' or 'float32'. A row of the block table has `max_blocks`
+    entries, of which a cache that goes round takes the last `ring`, if there are any."""
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
     max_blocks: int
     dtype: str
+    ring: int = 0
 
     @property
     def constants(self) -> dict[str, int]:
@@ -31,6 +33,7 @@ class Heads:
             "N_KV_HEADS": self.n_kv_heads,
             "HEAD_DIM": self.head_dim,
             "MAX_BLOCKS": self.max_blocks,
+            "RING": self.ring,
             "CELLS": CELLS,
         }
 
@@ -41,7 +44,7 @@ class Heads:
     @property
     def splits(self) -> int:
         """Programs that share the context of a KV head."""
-        return splits(self.n_kv_heads, self.max_blocks)
+        return splits(self.n_kv_heads, self.ring or self.max_blocks)
 
     @property
     def partial_nbytes(self) -> int:
@@ -50,13 +53,64 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What tokens see, and their scores: `aircompile.operators.Attention`."""
+
+    scale: float
+    window: int = 0
+    chunk: int = 0
+    softcap: float = 0.0
+    alibi: float = 0.0
+
+    @property
+    def constants(self) -> Constants:
+        return {
+            "SCALE": self.scale,
+            "WINDOW": self.window,
+            "CHUNK": self.chunk,
+            "SOFTCAP": self.softcap,
+            "ALIBI": self.alibi,
+        }
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which elements of a head turn: the first `dim`, neighbours or, as `neox`, halves; `pairs` in a row of angles."""
+
+    dim: int
+    neox: bool
+    pairs: int
+
+    @property
+    def constants(self) -> Constants:
+        return {"DIM": self.dim, "NEOX": self.neox, "PAIRS": self.pairs}
+
+
+@dataclass(frozen=True)
+class RopeSpec(DeviceSpec):
+    """Rotation alone. Extents: tokens, heads."""
+
+    rotation: Rotation
+    head_dim: int
+    in_stride: int
+    out_stride: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.head_dim,)
+
+    def schedule(self, arch: str) -> DeviceSchedule:
+        constants = {**self.rotation.constants, "HEAD_DIM": self.head_dim, "WIDTH": _pairs(self.head_dim)}
+        constants |= {"IN_STRIDE": self.in_stride, "OUT_STRIDE": self.out_stride}
+        return DeviceSchedule(attention.rope, ("*fp32", "*fp32", "*i32", "*fp32"), constants, (1, 1), 1)
+
+
+@dataclass(frozen=True)
 class RopeStoreSpec(DeviceSpec):
     """Rotation, and the write to the cache. Extents: tokens, heads."""
 
     heads: Heads
-    dim: int
-    neox: bool
-    pairs: int
+    rotation: Rotation
     strides: tuple[int, int, int]
 
     @property
@@ -65,13 +119,8 @@ class RopeStoreSpec(DeviceSpec):
 
     def schedule(self, arch: str) -> DeviceSchedule:
         q, k, v = self.strides
-        constants: Constants = {
-            **self.heads.constants,
-            "DIM": self.dim,
-            "NEOX": self.neox,
-            "PAIRS": self.pairs,
-        }
-        constants |= {"Q_STRIDE": q, "K_STRIDE": k, "V_STRIDE": v, "WIDTH": power(-(-self.heads.head_dim // 2))}
+        constants = {**self.heads.constants, **self.rotation.constants, "WIDTH": _pairs(self.heads.head_dim)}
+        constants |= {"Q_STRIDE": q, "K_STRIDE": k, "V_STRIDE": v}
         types = ("*fp32",) * 4 + ("*i32",) * 4 + (self.heads.pointer,)
         return DeviceSchedule(attention.rope_store, types, constants, (1, 1), 1)
 
@@ -81,7 +130,7 @@ class SplitSpec(DeviceSpec):
     """Attention of single tokens, in parts. Extents: KV heads, parts, tokens."""
 
     heads: Heads
-    scale: float
+    seen: Seen
     q_stride: int
 
     @property
@@ -90,12 +139,8 @@ class SplitSpec(DeviceSpec):
 
     def schedule(self, arch: str) -> DeviceSchedule:
         heads = self.heads
-        constants: Constants = {
-            **heads.constants,
-            "SCALE": self.scale,
-            "Q_STRIDE": self.q_stride,
-            "SPLITS": heads.splits,
-        }
+        constants = {**heads.constants, **self.seen.constants, "Q_STRIDE": self.q_stride, "SPLITS": heads.splits}
+        constants |= {"STEP": cells_at_once(heads.head_dim, heads.dtype)}
         constants |= {"GROUP": power(heads.n_heads // heads.n_kv_heads, 16), "WIDTH": power(heads.head_dim, 16)}
         types = ("*fp32", heads.pointer, "*i32", "*i32", "*i32", "*fp32")
         return DeviceSchedule(attention.split, types, constants, (1, 1, 1), 4, 2)
@@ -103,11 +148,12 @@ class SplitSpec(DeviceSpec):
 
 @dataclass(frozen=True)
 class CombineSpec(DeviceSpec):
-    """Merging the parts of attention. Extents: tokens, blocks of the tile."""
+    """Merging the parts of attention, with sinks or without. Extents: tokens, blocks of the tile."""
 
     out: RowKind
     head_dim: int
     splits: int
+    sinks: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,10 +162,10 @@ class CombineSpec(DeviceSpec):
     def schedule(self, arch: str) -> DeviceSchedule:
         stored = self.out.constants(64)
         constants: Constants = {"N": self.out.n, "HEAD_DIM": self.head_dim, "SPLITS": self.splits, **stored}
+        constants |= {"SINKS": self.sinks}
         blocks = int(stored["BLOCKS"])
-        return DeviceSchedule(
-            attention.combine, ("*fp32", "*u32"), constants, (1, blocks), row_warps(blocks * self.out.tile_block)
-        )
+        types, warps = ("*fp32", "*fp32", "*u32"), row_warps(blocks * self.out.tile_block)
+        return DeviceSchedule(attention.combine, types, constants, (1, blocks), warps)
 
 
 @dataclass(frozen=True)
@@ -127,18 +173,26 @@ class FlashSpec(DeviceSpec):
     """Attention of many tokens of a sequence. Extents: tokens, heads."""
 
     heads: Heads
-    scale: float
+    seen: Seen
     q_stride: int
     out_stride: int
+    sinks: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.heads.n_heads, self.heads.n_kv_heads, self.heads.head_dim)
 
     def schedule(self, arch: str) -> DeviceSchedule:
-        config = schedule_flash(self.heads.head_dim, self.heads.dtype, arch)
-        constants: Constants = {**self.heads.constants, "SCALE": self.scale, "Q_STRIDE": self.q_stride}
-        constants |= {"OUT_STRIDE": self.out_stride, "TOKENS": config.tokens, "WIDTH": power(self.heads.head_dim, 16)}
-        types = ("*fp32", self.heads.pointer, "*i32", "*i32", "*i32", "*fp32", "i32")
+        heads = self.heads
+        config = schedule_flash(heads.head_dim, heads.dtype, arch)
+        constants = {**heads.constants, **self.seen.constants, "SINKS": self.sinks, "Q_STRIDE": self.q_stride}
+        constants |= {"OUT_STRIDE": self.out_stride, "TOKENS": config.tokens, "WIDTH": power(heads.head_dim, 16)}
+        constants |= {"STEP": cells_at_once(heads.head_dim, heads.dtype)}
+        types = ("*fp32", heads.pointer, "*i32", "*i32", "*i32", "*fp32", "*fp32", "i32")
         tiles = (config.tokens, 1)
         return DeviceSchedule(attention.flash, types, constants, tiles, config.warps, config.stages, config.reason)
+
+
+def _pairs(head_dim: int) -> int:
+    """Pairs of a head, as a power of two."""
+    return power(-(-head_dim // 2))

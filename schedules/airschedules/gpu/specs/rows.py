@@ -76,46 +76,30 @@ def row_warps(elements: int) -> int:
 
 @dataclass(frozen=True)
 class NormSpec(DeviceSpec):
-    """Root-mean-square norm. Extents: rows."""
+    """Norm of rows, or of `groups` equal parts of theirs; `weights` and `biases` count the elements of these. Extents:
+    rows, groups."""
 
     out: RowKind
     in_stride: int
     eps: float
+    kind: str = "rms"
+    groups: int = 1
+    weights: int = 0
+    biases: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.out.n,)
 
     def schedule(self, arch: str) -> DeviceSchedule:
-        stored = self.out.constants(self.out.tile_block * power(self.out.n_tiles))
-        constants: Constants = {"N": self.out.n, "EPS": self.eps, "IN_STRIDE": self.in_stride, **stored}
-        types = ("*fp32", "*fp32", "*u32")
-        return DeviceSchedule(rows.rms_norm, types, constants, (1,), row_warps(self.out.n))
-
-
-@dataclass(frozen=True)
-class GatedSpec(DeviceSpec):
-    """SiLU of the gate times the other half. Extents: rows, blocks of the tile."""
-
-    out: RowKind
-    gate_stride: int
-    up_stride: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.out.n,)
-
-    def schedule(self, arch: str) -> DeviceSchedule:
-        stored = self.out.constants(256)
-        constants: Constants = {
-            "N": self.out.n,
-            "GATE_STRIDE": self.gate_stride,
-            "UP_STRIDE": self.up_stride,
-            **stored,
-        }
-        blocks = int(stored["BLOCKS"])
-        warps = row_warps(blocks * self.out.tile_block)
-        return DeviceSchedule(rows.gated_silu, ("*fp32", "*fp32", "*u32"), constants, (1, blocks), warps)
+        n, blocks = self.out.n // self.groups, self.out.n_tiles
+        if self.groups > 1:
+            blocks = -(-n // self.out.tile_block)
+        stored = self.out.constants(self.out.tile_block * power(blocks))
+        constants: Constants = {"N": n, "NORM": self.kind, "EPS": self.eps, "GROUPS": self.groups, **stored}
+        constants |= {"WEIGHTS": self.weights, "BIASES": self.biases, "IN_STRIDE": self.in_stride}
+        types = ("*fp32", "*fp32", "*fp32", "*u32")
+        return DeviceSchedule(rows.norm, types, constants, (1, 1), row_warps(n))
 
 
 @dataclass(frozen=True)
