@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TypeVar
 
 from aircompile.gpu.calls import MAX_TOKENS, PREFILL, Axis, DeviceCall, DeviceMatrix
 from aircompile.graph import Graph, Operator
 from aircompile.lowering import Caches, Pointer
-from aircompile.operators import Activation, MatMul, Op, Scale
+from aircompile.operators import Activation, Dispatch, Op, Product, Scale
 from airkernels.formats import FORMATS, BlockFormat
 from airrun.errors import UnsupportedError
 from airschedules.gpu.schedule import DeviceSpec
@@ -36,7 +37,9 @@ class DeviceLowering:
     scratch
         Bytes of each kind of scratch.
     converted
-        Copies of values as rows of another kind, by name.
+        Kinds of copies of values as rows of another kind, by name.
+    copies
+        What they are copies of.
     """
 
     graph: Graph
@@ -48,6 +51,7 @@ class DeviceLowering:
     places: dict[str, tuple[str, int]] = field(default_factory=dict)
     scratch: dict[str, int] = field(default_factory=dict)
     converted: dict[str, RowKind] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
 
     def run(self) -> None:
@@ -84,21 +88,43 @@ class DeviceLowering:
         """How a value's rows are stored."""
         if value in self.converted:
             return self.converted[value]
-        v = self.graph.values[value]
-        if v.dtype == "float32":
+        v, producer = self.graph.values[value], self.graph.producer(value)
+        if v.dtype in ("float32", "int32"):
             return RowKind("f32", v.width, 1)
-        readers = [r.op for r in self.graph.consumers(value) if isinstance(r.op, MatMul)]
-        assert readers, f"{value} is rounded, but no product reads it"
-        block = FORMATS[self.format(readers[0].weights[0])].block
-        return RowKind("f16" if self.many(value) else v.dtype, v.width, block)
+        if producer is not None and isinstance(producer.op, Dispatch):
+            return self.kind(producer.inputs[0])
+        blocks = {FORMATS[self.format(tensor)].block for tensor in self._multiplied_with(value)}
+        assert blocks, f"{value} is rounded, but no product reads it"
+        if len(blocks) > 1:
+            # each of its readers has a copy made
+            return RowKind("f32", v.width, 1)
+        return RowKind("f16" if self.many(value) else v.dtype, v.width, blocks.pop())
+
+    def batch_kind(self, value: str, matrix: DeviceMatrix) -> RowKind:
+        """What rows of a large batch are for tensor cores."""
+        rounded = self.graph.values[value].dtype != "float32"
+        half = rounded or (matrix.fmt == "F16" and not self.exact)
+        return RowKind("f16" if half else "f32", matrix.n_cols, matrix.layout.fmt.block)
+
+    def _multiplied_with(self, value: str) -> Iterator[str]:
+        """A tensor of every product that reads a rounded value, or copies of its rows."""
+        for reader in self.graph.consumers(value):
+            if isinstance(reader.op, Dispatch):
+                yield from self._multiplied_with(reader.outputs[0])
+            elif isinstance(reader.op, Product):
+                yield reader.op.tensors()[0]
+
+    def slots(self, value: str) -> int:
+        """Rows of a value per token."""
+        return self.graph.values[self.copies.get(value, value)].slots
 
     def row_nbytes(self, value: str) -> int:
-        """Bytes of a row of a value in the arena."""
-        return self.kind(value).layout.nbytes
+        """Bytes of a token's rows of a value in the arena."""
+        return self.slots(value) * self.kind(value).layout.nbytes
 
     def stride_of(self, value: str) -> int:
         """32-bit words between the rows of a value."""
-        return self.row_nbytes(self.place_of(value)[0]) // 4
+        return self.row_nbytes(self.place_of(value)[0]) // (4 * self.slots(value))
 
     def place_of(self, value: str) -> tuple[str, int]:
         """The value whose memory holds this one, and the column where it starts."""
@@ -119,11 +145,10 @@ class DeviceLowering:
         """A value as rows of a kind, converted once where it is stored in another."""
         if self.kind(self.place_of(value)[0]) == kind or (kind.kind, kind.block) == ("f32", 1):
             return self.value(value)
-        if self.kind(value).kind != "f32":
-            raise UnsupportedError(f"{operator.name}: {value} is read by matrices of unlike block formats")
+        assert self.kind(value).kind == "f32", f"{value} is stored for other matrices"
         name = f"{value}.{kind.kind}.{kind.block}"
         if name not in self.converted:
-            self.converted[name] = kind
+            self.converted[name], self.copies[name] = kind, value
             spec = ConvertSpec(kind, self.stride_of(value))
             self._append(spec, operator, [self.rows(value), Axis(1, "fixed", kind.n_tiles)], value, name)
         return Pointer("value", name)
@@ -154,9 +179,9 @@ class DeviceLowering:
         return nothing if name is None else self.vector(name)
 
     def matrix(self, tensors: Sequence[str], layer: int) -> DeviceMatrix:
-        """A matrix of one or several tensors."""
+        """A matrix of one or several tensors; a tensor of several matrices is one with the rows of all."""
         infos = [self.graph.weights[name] for name in tensors]
-        n_rows, n_cols = sum(info.shape[0] for info in infos), infos[0].shape[-1]
+        n_rows, n_cols = sum(math.prod(info.shape[:-1]) for info in infos), infos[0].shape[-1]
         found = DeviceMatrix(tuple(tensors), layer, self.format(tensors[0]), n_rows, n_cols)
         return self.matrices.setdefault(found.name, found)
 

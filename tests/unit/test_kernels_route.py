@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from block_samples import fresh_rng
-from kernel_harness import LEVELS, Array, Kernels, Memory, vector_isa
+from kernel_harness import LEVELS, Kernels, Memory, vector_isa
+from reference_experts import choose_experts
 
 from airkernels.cpu.route import RouteShape, route
 
@@ -34,21 +35,6 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Kernels(request.param, programs, tmp_path_factory.mktemp("kernels"))
 
 
-def expect(shape: RouteShape, logits: Array, bias: Array, scales: Array) -> tuple[list[int], Array]:
-    """One token's experts and weights, step by step as the papers tell it."""
-    x = logits.astype(np.float64)
-    scores = np.exp(x - x.max()) / np.exp(x - x.max()).sum() if shape.softmax else 1 / (1 + np.exp(-x))
-    ranks = scores + bias if shape.bias else scores
-    size = N // shape.n_groups
-    value = [sum(sorted(ranks[g * size : (g + 1) * size])[-shape.group_best :]) for g in range(shape.n_groups)]
-    groups = sorted(range(shape.n_groups), key=lambda g: (-value[g], g))[: shape.n_groups_used]
-    allowed = [e for e in range(N) if e // size in groups]
-    chosen = sorted(allowed, key=lambda e: (-ranks[e], e))[: shape.n_used]
-    weights = scores[chosen]
-    weights = weights / weights.sum() if shape.normalize else weights
-    return chosen, weights * shape.scale * (scales[chosen] if shape.scales else 1.0)
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_experts_and_weights(kernels: Kernels, name: str) -> None:
     rng, shape = fresh_rng(), SHAPES[name]
@@ -67,6 +53,6 @@ def test_experts_and_weights(kernels: Kernels, name: str) -> None:
     got = numbers.view(np.int32, N_TOKENS, -1)[:, : shape.n_used]
     factors = weights.view(np.float32, N_TOKENS, -1)[:, : shape.n_used]
     for token in range(N_TOKENS):
-        chosen, expected = expect(shape, logits[token], bias, scales)
+        chosen, expected = choose_experts(shape, logits[token], bias, scales)
         assert got[token].tolist() == chosen, f"token {token}"
         np.testing.assert_allclose(factors[token], expected, rtol=2e-5, atol=1e-30)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_harness import fresh_rng, random_activations
+from activation_samples import random_activations
+from block_samples import fresh_rng
 from reference_functions import activation as exact_activation
 from reference_functions import gate as exact_gate
 from triton_harness import Machine, decode_rows, machine  # noqa: F401  (a fixture)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from aircompile.gpu.calls import MAX_TOKENS
 from aircompile.gpu.lowering import DeviceLowering
 from aircompile.gpu.narrow_activations import narrow_activations
-from aircompile.gpu.operators import attention, elementwise, products, rows  # noqa: F401  (they register theirs)
+from aircompile.gpu.operators import attention, elementwise, experts, products, rows  # noqa: F401  (they register theirs)
 from aircompile.graph import Graph
 from aircompile.lowering import Caches
 

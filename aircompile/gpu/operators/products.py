@@ -14,7 +14,7 @@ from aircompile.operators import MatMul
 from airkernels.formats import BlockFormat
 from airschedules.gpu.specs import GemmSpec, ProductSpec, RowKind, UnpackSpec
 
-_UNPACKED_NBYTES = 256 << 20
+UNPACKED_NBYTES = 256 << 20
 """Of a matrix, as much is unpacked at a time."""
 
 
@@ -59,20 +59,19 @@ def _many_rows(
     low: DeviceLowering, operator: Operator, op: MatMul, matrix: DeviceMatrix, first: int, stop: int, bias: str | None
 ) -> None:
     source, out = operator.inputs[0], operator.outputs[0]
-    rounded = low.graph.values[source].dtype != "float32"
-    half = rounded or (matrix.fmt == "F16" and not low.exact)
-    kind = RowKind("f16" if half else "f32", matrix.n_cols, matrix.layout.fmt.block)
+    kind = low.batch_kind(source, matrix)
+    half = kind.kind == "f16"
     x = low.rows_as(operator, source, kind)
     k, itemsize = matrix.layout.unpacked_cols, 2 if half else 4
     direct = matrix.fmt == ("F16" if half else "F32")
-    most = stop - first if direct else max(_UNPACKED_NBYTES // (k * itemsize) // 256 * 256, 256)
+    most = stop - first if direct else max(UNPACKED_NBYTES // (k * itemsize) // 256 * 256, 256)
     for at in range(first, stop, most):
         n = min(most, stop - at)
         weights = low.planes(matrix, at)[0]
         if not direct:
             weights = low.scratch_for("unpacked", n * k * itemsize)
             unpack = UnpackSpec(matrix.fmt, n, matrix.n_cols, kind.kind)
-            low.emit(operator, unpack, _unpacked(matrix, n), [*low.planes(matrix, at), weights])
+            low.emit(operator, unpack, unpacked(matrix, n), [*low.planes(matrix, at), weights])
         spec = GemmSpec(kind.kind, n, k, kind.layout.nbytes, low.stride_of(out), op.accumulate, bias is not None)
         target = low.value(out, at)
         place = low.vector_or(bias, target)
@@ -82,7 +81,8 @@ def _many_rows(
         low.emit(operator, spec, extents, [weights, x, place, target], ["tokens"])
 
 
-def _unpacked(matrix: DeviceMatrix, n: int) -> list[Axis]:
+def unpacked(matrix: DeviceMatrix, n: int) -> list[Axis]:
+    """What unpacking `n` rows of a matrix goes through."""
     fmt = matrix.layout.fmt
     if not isinstance(fmt, BlockFormat):
         return [Axis(0, "fixed", n * matrix.n_cols)]

@@ -38,9 +38,19 @@ def gemm(
 
     token = down * TOKENS + tl.arange(0, TOKENS)
     row = across * ROWS + tl.arange(0, ROWS)
+    acc = multiply_tiles(weights, x, token, n_tokens, row, N_ROWS, K, X_STRIDE, TOKENS, ROWS, DEPTH)
+    finish(acc, x, bias, out, token, n_tokens, row, N_ROWS, X_STRIDE, OUT_STRIDE, SCALE_AT, ACCUMULATE, BIAS)
+
+
+@triton.jit
+def multiply_tiles(
+    weights, x, token, stop, row,
+    N_ROWS: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Products [TOKENS, ROWS] of rows of activations and of the matrix; those past the ends are read as the last."""
     k = tl.arange(0, DEPTH)
-    # what lies past the ends is read as the last, and not stored
-    x_row = x + tl.minimum(token, n_tokens - 1).to(tl.int64) * X_STRIDE
+    x_row = x + tl.minimum(token, stop - 1).to(tl.int64) * X_STRIDE
     w_row = weights + tl.minimum(row, N_ROWS - 1).to(tl.int64) * K
     acc = tl.zeros((TOKENS, ROWS), tl.float32)
     for at in range(0, K, DEPTH):
@@ -51,9 +61,19 @@ def gemm(
             a = tl.load(x_row[:, None] + (at + k)[None, :], mask=(at + k)[None, :] < K, other=0.0)
             b = tl.load(w_row[None, :] + (at + k)[:, None], mask=(at + k)[:, None] < K, other=0.0)
         acc = tl.dot(a, b, acc, input_precision="tf32x3" if x.dtype.element_ty == tl.float32 else None)
+    return acc
 
-    exists = (token[:, None] < n_tokens) & (row[None, :] < N_ROWS)
+
+@triton.jit
+def finish(
+    acc, x, bias, out, token, stop, row,
+    N_ROWS: tl.constexpr, X_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr, SCALE_AT: tl.constexpr,
+    ACCUMULATE: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Scale products by the rows' scales, add what is to be added, and store those that there are."""
+    exists = (token[:, None] < stop) & (row[None, :] < N_ROWS)
     if SCALE_AT >= 0:
+        x_row = x + tl.minimum(token, stop - 1).to(tl.int64) * X_STRIDE
         scale = tl.load(x_row.to(tl.pointer_type(tl.float32)) + SCALE_AT)
         acc = acc * scale[:, None]
     if BIAS:

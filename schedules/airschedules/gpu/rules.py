@@ -165,10 +165,18 @@ def schedule_gemm(kind: str, n_rows: int, k: int, arch: str) -> GemmConfig:
     return GemmConfig(128, 128, 32, 8, 3, f"no record for {arch}: 100 KB of shared memory")
 
 
+def schedule_expert_gemm(kind: str) -> GemmConfig:
+    """Tiles for the rows of one expert, which are a few dozen in most batches."""
+    if kind == "f32":
+        return GemmConfig(32, 64, 32, 4, 2, "three tf32 products a step need registers")
+    return GemmConfig(64, 128, 64, 4, 3, "not tuned: few rows an expert")
+
+
 def schedule_flash(head_dim: int, dtype: str, arch: str) -> FlashConfig:
     """Tiles of attention."""
     if dtype == "float32" or head_dim > 128:
-        return FlashConfig(32, 4, 1, "wide heads or floats need registers")
+        tokens = 16 if dtype == "float32" and head_dim > 256 else 32
+        return FlashConfig(tokens, 4, 1, "wide heads or floats need registers and shared memory")
     return FlashConfig(64, 4, 2 if arch != "sm_90" else 3, "64 tokens a program")
 
 
@@ -189,6 +197,7 @@ __all__ = [
     "candidates",
     "cells_at_once",
     "for_tokens",
+    "schedule_expert_gemm",
     "schedule_flash",
     "schedule_gemm",
     "schedule_product",

@@ -21,6 +21,14 @@ from airschedules.gpu.specs.elementwise import (
     MultiplySpec,
     PositionScaleSpec,
 )
+from airschedules.gpu.specs.experts import (
+    DispatchSpec,
+    ExpertGemmSpec,
+    ExpertProductSpec,
+    RouteSpec,
+    SortByExpertSpec,
+    SumExpertsSpec,
+)
 from airschedules.gpu.specs.products import GatherSpec, GemmSpec, PackSpec, ProductSpec, UnpackSpec
 from airschedules.gpu.specs.rows import (
     LEADERS,
@@ -44,6 +52,9 @@ __all__ = [
     "ArgmaxSpec",
     "CombineSpec",
     "ConvertSpec",
+    "DispatchSpec",
+    "ExpertGemmSpec",
+    "ExpertProductSpec",
     "FlashSpec",
     "FunctionOf",
     "GatedSpec",
@@ -59,10 +70,13 @@ __all__ = [
     "RopeSpec",
     "RopeStoreSpec",
     "Rotation",
+    "RouteSpec",
     "RowKind",
     "Seen",
     "SelectSpec",
+    "SortByExpertSpec",
     "SplitSpec",
+    "SumExpertsSpec",
     "UnpackSpec",
     "argmax_parts",
     "leader_parts",

@@ -140,10 +140,13 @@ class SplitSpec(DeviceSpec):
     def schedule(self, arch: str) -> DeviceSchedule:
         heads = self.heads
         constants = {**heads.constants, **self.seen.constants, "Q_STRIDE": self.q_stride, "SPLITS": heads.splits}
-        constants |= {"STEP": cells_at_once(heads.head_dim, heads.dtype)}
-        constants |= {"GROUP": power(heads.n_heads // heads.n_kv_heads, 16), "WIDTH": power(heads.head_dim, 16)}
+        step = cells_at_once(heads.head_dim, heads.dtype)
+        constants |= {"STEP": step, "WIDTH": power(heads.head_dim, 16)}
+        constants |= {"GROUP": power(heads.n_heads // heads.n_kv_heads, 16)}
         types = ("*fp32", heads.pointer, "*i32", "*i32", "*i32", "*fp32")
-        return DeviceSchedule(attention.split, types, constants, (1, 1, 1), 4, 2)
+        # shared memory does not hold two steps of the widest heads
+        stages = 1 if heads.dtype == "float32" and heads.head_dim > 256 else 2
+        return DeviceSchedule(attention.split, types, constants, (1, 1, 1), 4, stages)
 
 
 @dataclass(frozen=True)
