@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from airkernels.cpu.row_order import RowOrder
 from airschedules.gpu.schedule import DeviceSpec
 from airschedules.gpu.specs import (
     ActivationSpec,
@@ -14,6 +15,9 @@ from airschedules.gpu.specs import (
     ArgmaxSpec,
     CombineSpec,
     ConvertSpec,
+    DispatchSpec,
+    ExpertGemmSpec,
+    ExpertProductSpec,
     FlashSpec,
     FunctionOf,
     GatedSpec,
@@ -29,10 +33,13 @@ from airschedules.gpu.specs import (
     RopeSpec,
     RopeStoreSpec,
     Rotation,
+    RouteSpec,
     RowKind,
     Seen,
     SelectSpec,
+    SortByExpertSpec,
     SplitSpec,
+    SumExpertsSpec,
     UnpackSpec,
 )
 
@@ -83,6 +90,15 @@ SPECS: list[DeviceSpec] = [
     FlashSpec(HEADS, Seen(0.125, chunk=8192, alibi=8.0), 768, 512, True),
     FlashSpec(WIDE, BENT, 8192, 4096),
     FlashSpec(FLOATS, ALL, 4096, 4096),
+    RouteSpec(256, 8, False, True, 2.5, True, False, 8, 4, 2, (256, 16, 16)),
+    SortByExpertSpec(RowOrder(128, 8), 16),
+    DispatchSpec(8, 700, 0),
+    DispatchSpec(1, 512, 16),
+    SumExpertsSpec(8, 512, 512, 16, 512),
+    ExpertProductSpec("Q4_K", 768, 1024, "q8", 768, False, True),
+    ExpertProductSpec("F16", 768, 512, "f32", 768, False, False),
+    ExpertGemmSpec("f16", 64, 768, 1024, RowKind("f16", 1024, 256).layout.nbytes, 768, True),
+    ExpertGemmSpec("f32", 0, 768, 512, RowKind("f32", 512, 1).layout.nbytes, 768, False),
     ArgmaxSpec(32000),
     AdvanceSpec(32000),
     LeadersSpec(32000),
