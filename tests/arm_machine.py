@@ -13,18 +13,15 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from debian import kept, run, unpacked
+from debian import RELEASE, emulator, kept, run, unpacked
 
-_RELEASE = "bookworm"
 # what Python and numpy are linked to; libraries of modules that nothing here imports are left away
 _PACKAGES = (
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libstdc++6"),
     *("zlib1g", "libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5", "libuuid1"),
 )
-# older ones know neither a Neoverse V1 nor say in /proc/cpuinfo what they emulate
-_EMULATOR = f"qemu-user:amd64/{_RELEASE}-backports"
 # only older ones can have pages that this machine does not have
-_EMULATOR_OF_PAGES = f"qemu-user-static:amd64/{_RELEASE}"
+_EMULATOR_OF_PAGES = f"qemu-user-static:amd64/{RELEASE}"
 _WHEELS = ("numpy", "jinja2", "backports.zstd")
 
 PROCESSORS = {"armv8-a": "cortex-a53", "armv8-a+dotprod": "cortex-a76", "armv8-a+i8mm": "neoverse-v1"}
@@ -36,16 +33,16 @@ _RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
 def emulator_command(processor: str, page_nbytes: int = 0) -> list[str]:
     """What runs a program on a processor of QEMU, put before it; with this machine's pages, or of another size."""
     if not page_nbytes:
-        return [str(unpacked(_EMULATOR, release=_RELEASE) / "usr" / "bin" / "qemu-aarch64"), "-cpu", processor]
-    emulator = unpacked(_EMULATOR_OF_PAGES, release=_RELEASE) / "usr" / "bin" / "qemu-aarch64-static"
-    return [str(emulator), "-cpu", processor, "-p", str(page_nbytes)]
+        return [str(emulator("aarch64")), "-cpu", processor]
+    older = unpacked(_EMULATOR_OF_PAGES, release=RELEASE) / "usr" / "bin" / "qemu-aarch64-static"
+    return [str(older), "-cpu", processor, "-p", str(page_nbytes)]
 
 
 def python(
     processor: str, *arguments: str, environment: Mapping[str, str], timeout: float, page_nbytes: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` on a processor of QEMU, with the runtime on the path and nothing of the compiler."""
-    root = unpacked(*(f"{name}:arm64" for name in _PACKAGES), release=_RELEASE)
+    root = unpacked(*(f"{name}:arm64" for name in _PACKAGES), release=RELEASE)
     path = os.pathsep.join([str(_RUNTIME), str(kept("-".join(("aarch64", *_WHEELS)), _install))])
     command = [*emulator_command(processor, page_nbytes), "-L", str(root), str(root / "usr/bin/python3.11"), *arguments]
     return subprocess.run(
