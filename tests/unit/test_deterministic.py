@@ -132,8 +132,11 @@ def test_every_instruction_set(build: Build, tmp_path: Path, levels: tuple[str, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not OTHER_PYTHON, reason="no interpreter in AIR_OTHER_PYTHON")
-def test_another_python_gives_the_same_bytes(build: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("levels", "arch"), [(("x86-64-v4", "x86-64-v3"), "x86_64"), (("armv8-a+i8mm", "armv8-a+dotprod"), "aarch64")]
+)
+def test_another_python_gives_the_same_bytes(build: Build, tmp_path: Path, levels: tuple[str, ...], arch: str) -> None:
     ask = [OTHER_PYTHON, "-c", "import sys; print(sys.version_info[:2])"]
     assert subprocess.check_output(ask, text=True).strip() != str(sys.version_info[:2])
-    text = target(("x86-64-v4", "x86-64-v3"), "x86_64")
+    text = target(levels, arch)
     assert build(text, OTHER_PYTHON, **elsewhere(tmp_path)) == build(text)
