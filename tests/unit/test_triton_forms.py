@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.formats.base import Table
 from airkernels.triton.forms import PickedForm, stored
-from airkernels.triton.intrinsics import entry_symbol, library
+from airkernels.triton.intrinsics import library, symbol
 from airkernels.triton.layout import MatrixLayout
 
 FORMS = {name: stored(fmt) for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)}
@@ -41,6 +41,6 @@ def test_selectors_fit_their_values(name: str) -> None:
 def test_library_holds_the_table_of_its_kernel() -> None:
     table = Table((7, 0x01020304))
     text = library("cuda", table)
-    assert entry_symbol(table) in text and "[i32 7, i32 16909060]" in text and "nvvm.prmt" in text
+    assert symbol("entry", table) in text and "[i32 7, i32 16909060]" in text and "nvvm.prmt" in text
     assert "_entry_" not in library("hip", None) and "amdgcn.perm" in library("hip", None)
-    assert entry_symbol(table) != entry_symbol(Table((7, 0x01020305)))
+    assert symbol("entry", table) != symbol("entry", Table((7, 0x01020305)))

@@ -20,7 +20,8 @@ from triton.runtime.jit import JITFunction
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton.build import compile_kernel
 from airkernels.triton.forms import PickedForm, stored
-from airkernels.triton.intrinsics import PERMUTE, entry_symbol
+from airkernels.triton.intrinsics import PERMUTE
+from airkernels.triton.intrinsics import symbol as function
 from airkernels.triton.layout import GROUP, MatrixLayout, RowLayout
 from airkernels.triton.matrices import pack
 
@@ -201,8 +202,10 @@ def _extern(self: Any, library: str, path: str, symbol: str, values: Any, kind: 
     """Functions of `airkernels.triton.intrinsics`; bytes are permuted as PTX's ``prmt.b32`` is specified."""
     data = [np.broadcast_to(v.data, np.broadcast_shapes(*(v.data.shape for v in values))) for v in values]
     if symbol != PERMUTE:
-        entries = np.array(_TABLES[symbol].entries, np.uint32)
-        return interpreter.TensorHandle(entries[data[0].astype(np.int64)], tl.uint32)
+        use, table = _TABLES[symbol]
+        entries = np.array(table.entries, np.uint32)
+        found = np.zeros_like(data[0]) if use == "keep" else entries[data[0].astype(np.int64)]
+        return interpreter.TensorHandle(found, tl.uint32)
     low, high, selectors = (d.astype(np.uint64) for d in data)
     both, result = low | high << np.uint64(32), np.zeros(low.shape, np.uint64)
     for j in range(4):
@@ -214,7 +217,12 @@ def _extern(self: Any, library: str, path: str, symbol: str, values: Any, kind: 
 
 
 _FORMS = [stored(fmt) for fmt in FORMATS.values() if isinstance(fmt, BlockFormat)]
-_TABLES = {entry_symbol(f.table): f.table for f in _FORMS if isinstance(f, PickedForm) and f.table is not None}
+_TABLES = {
+    function(use, form.table): (use, form.table)
+    for form in _FORMS
+    if isinstance(form, PickedForm) and form.table is not None
+    for use in ("entry", "keep", "kept_entry")
+}
 
 
 class _Operation:

@@ -54,29 +54,72 @@ define i32 @{PERMUTE}(i32 %low, i32 %high, i32 %selectors) alwaysinline {{
 """
 """Selectors are bytes there, and none gives the sign of any byte."""
 
-
-def library(backend: str, table: Table | None) -> str:
-    """The library's text for Triton's backend 'cuda' or 'hip', with the one table that a kernel may read."""
-    text = _PERMUTE_NVIDIA if backend == "cuda" else _PERMUTE_AMD
-    if table is None:
-        return text
-    kind = f"[{len(table.entries)} x i32]"
-    entries = ", ".join(f"i32 {entry}" for entry in table.entries)
-    return f"""{text}
-@{LIBRARY}_table = internal addrspace(1) constant {kind} [{entries}], align 16
-define i32 @{entry_symbol(table)}(i32 %index) alwaysinline {{
+_TABLE = """
+@table = internal addrspace(1) constant {kind} [{entries}], align 16
+define i32 @{entry}(i32 %index) alwaysinline {{
   %wide = zext i32 %index to i64
-  %at = getelementptr {kind}, ptr addrspace(1) @{LIBRARY}_table, i64 0, i64 %wide
+  %at = getelementptr i32, ptr addrspace(1) @table, i64 %wide
   %found = load i32, ptr addrspace(1) %at, align 4, !invariant.load !0
   ret i32 %found
 }}
 !0 = !{{}}
 """
 
+_KEPT_NVIDIA = """
+@kept = internal addrspace(3) global {kind} undef, align 16
+declare void @llvm.nvvm.bar.warp.sync(i32)
+define i32 @{keep}(i32 %number, i32 %step) alwaysinline {{
+first:
+  br label %copy
+copy:
+  %four = phi i32 [ %number, %first ], [ %next, %copy ]
+  %wide = zext i32 %four to i64
+  %from = getelementptr <4 x i32>, ptr addrspace(1) @table, i64 %wide
+  %to = getelementptr <4 x i32>, ptr addrspace(3) @kept, i32 %four
+  %value = load <4 x i32>, ptr addrspace(1) %from, align 16, !invariant.load !0
+  store <4 x i32> %value, ptr addrspace(3) %to, align 16
+  %next = add i32 %four, %step
+  %more = icmp ult i32 %next, {n_fours}
+  br i1 %more, label %copy, label %last
+last:
+  call void @llvm.nvvm.bar.warp.sync(i32 -1)
+  ret i32 0
+}}
+define i32 @{kept_entry}(i32 %index, i32 %zero) alwaysinline {{
+  %place = add i32 %index, %zero
+  %at = getelementptr i32, ptr addrspace(3) @kept, i32 %place
+  %found = load i32, ptr addrspace(3) %at, align 4
+  ret i32 %found
+}}
+"""
+"""A copy in shared memory: reads of neighbouring lanes meet in banks rather than in lines of the cache, and need no
+64-bit addresses."""
 
-def entry_symbol(table: Table) -> str:
-    """Name of the function that reads a table."""
-    return f"{LIBRARY}_entry_{crc32(array('I', table.entries).tobytes()):08x}"
+_KEPT_AMD = """
+define i32 @{keep}(i32 %number, i32 %step) alwaysinline {{
+  ret i32 0
+}}
+define i32 @{kept_entry}(i32 %index, i32 %zero) alwaysinline {{
+  %found = call i32 @{entry}(i32 %index)
+  ret i32 %found
+}}
+"""
+
+
+def library(backend: str, table: Table | None) -> str:
+    """The library's text for Triton's backend 'cuda' or 'hip', with the one table that a kernel may read."""
+    text = _PERMUTE_NVIDIA if backend == "cuda" else _PERMUTE_AMD
+    if table is None:
+        return text
+    entries = ", ".join(f"i32 {entry}" for entry in table.entries)
+    names = {"kind": f"[{len(table.entries)} x i32]", "entries": entries, "n_fours": len(table.entries) // 4}
+    names |= {use: symbol(use, table) for use in ("entry", "keep", "kept_entry")}
+    return text + (_TABLE + (_KEPT_NVIDIA if backend == "cuda" else _KEPT_AMD)).format_map(names)
+
+
+def symbol(use: str, table: Table) -> str:
+    """Name of a function of a table: 'entry', 'keep' or 'kept_entry'."""
+    return f"{LIBRARY}_{use}_{crc32(array('I', table.entries).tobytes()):08x}"
 
 
 def permute(low: int, high: int, selectors: Any, semantic: Any) -> Any:
@@ -87,13 +130,31 @@ def permute(low: int, high: int, selectors: Any, semantic: Any) -> Any:
     return _call(PERMUTE, [*words, selectors], semantic)
 
 
-def entry(table: Table, index: Any, semantic: Any) -> Any:
-    """An entry of the kernel's table; index and result are uint32 tensors."""
-    return _call(entry_symbol(table), [index], semantic)
+def keep(table: Table, numbers: Any, semantic: Any) -> Any:
+    """Copy the table to where a program of one warp reads it fastest.
+
+    Parameters
+    ----------
+    numbers
+        ``arange(0, n)`` as uint32, of which every lane copies its share.
+
+    Returns
+    -------
+    Zeros, to be given to `entry`, which thus comes after.
+    """
+    step = semantic.full(list(numbers.shape), numbers.shape[0], tl.uint32)
+    return _call(symbol("keep", table), [numbers, step], semantic)
 
 
-def _call(symbol: str, arguments: list[Any], semantic: Any) -> Any:
+def entry(table: Table, index: Any, kept: Any | None, semantic: Any) -> Any:
+    """An entry of the kernel's table, of the copy if there is one; uint32 tensors."""
+    if kept is None:
+        return _call(symbol("entry", table), [index], semantic)
+    return _call(symbol("kept_entry", table), [index, kept], semantic)
+
+
+def _call(name: str, arguments: list[Any], semantic: Any) -> Any:
     types = len(arguments) * (tl.uint32,)
     return tl.core.extern_elementwise(
-        LIBRARY, "", arguments, {types: (symbol, tl.uint32)}, is_pure=True, _semantic=semantic
+        LIBRARY, "", arguments, {types: (name, tl.uint32)}, is_pure=True, _semantic=semantic
     )

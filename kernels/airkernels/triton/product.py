@@ -19,6 +19,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from airkernels.formats import BlockFormat
 from airkernels.formats.base import WORD
+from airkernels.triton import intrinsics
+from airkernels.triton.forms import PickedForm
 from airkernels.triton.layout import GROUP, RowLayout, count_units, padded
 from airkernels.triton.tiles import (
     BlockReader,
@@ -57,16 +59,17 @@ def product(
     out += token.to(tl.int64) * OUT_STRIDE
     N_BLOCKS: tl.constexpr = _blocks_of(FORMAT, N_COLS)
     sums = _zeros(ROWS * TOKENS, TILE)
+    table = _keep_table(entry, FORMAT)
     if UNROLL:
         for at in tl.static_range(0, N_BLOCKS, COLUMNS):
             sums = _step(
-                sums, words, halves, x, first, subrow, column, at,
+                sums, table, words, halves, x, first, subrow, column, at,
                 FORMAT, N_ROWS, N_COLS, TOKENS, KIND, X_STRIDE, ROWS, TILE, COLUMNS, TARGET, PDL and at == 0,
             )  # fmt: skip
     else:
         for at in range(0, N_BLOCKS, COLUMNS):
             sums = _step(
-                sums, words, halves, x, first, subrow, column, at,
+                sums, table, words, halves, x, first, subrow, column, at,
                 FORMAT, N_ROWS, N_COLS, TOKENS, KIND, X_STRIDE, ROWS, TILE, COLUMNS, TARGET, PDL,
             )  # fmt: skip
     if PDL:
@@ -79,7 +82,7 @@ def product(
 
 @triton.jit
 def _step(
-    sums, words, halves, x, first, subrow, column, at,
+    sums, table, words, halves, x, first, subrow, column, at,
     FORMAT: tl.constexpr, N_ROWS: tl.constexpr, N_COLS: tl.constexpr, TOKENS: tl.constexpr, KIND: tl.constexpr,
     X_STRIDE: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr,
     TARGET: tl.constexpr, WAIT: tl.constexpr,
@@ -89,7 +92,7 @@ def _step(
     tiles = _load_blocks(words, halves, first, subrow, column, at, FORMAT, N_ROWS, N_COLS, ROWS, SUBROWS, COLUMNS)
     if WAIT:
         gdc_wait()
-    return _multiply(sums, tiles, x, column, at, FORMAT, N_COLS, TOKENS, KIND, X_STRIDE, ROWS, COLUMNS, TARGET)
+    return _multiply(sums, table, tiles, x, column, at, FORMAT, N_COLS, TOKENS, KIND, X_STRIDE, ROWS, COLUMNS, TARGET)
 
 
 @triton.jit
@@ -168,7 +171,7 @@ def _load_blocks(
 
 @device
 def _multiply(
-    sums: Any, tiles: Any, x: Any, column: Any, at: Any,
+    sums: Any, table: Any, tiles: Any, x: Any, column: Any, at: Any,
     format_name: str, n_cols: int, n_tokens: int, kind: str, x_stride: int, rows: int, columns: int, target: str,
     _semantic: Any = None,
 ) -> Any:  # fmt: skip
@@ -177,7 +180,7 @@ def _multiply(
     layout = RowLayout(kind, n_cols, fmt.block)
     planes = [Expr(tile, s) for tile in tiles]
     per_row = len(planes) // rows
-    readers = [BlockReader(fmt, planes[i * per_row : (i + 1) * per_row]) for i in range(rows)]
+    readers = [BlockReader(fmt, planes[i * per_row : (i + 1) * per_row], table) for i in range(rows)]
     mask = _exists(column, at, n_cols // fmt.block, columns, s)
     terms = _integer_terms if layout.digits else _float_terms
     totals = [Expr(tile, s) for tile in sums]
@@ -188,6 +191,15 @@ def _multiply(
             for i, term in enumerate(terms(fmt, readers, row, group, target)):
                 totals[i * n_tokens + token] += term
     return tl.tuple([total.tensor for total in totals])
+
+
+@device
+def _keep_table(entry: Any, format_name: str, _semantic: Any = None) -> Any:
+    """Copy the table of a format that has one; what `entry` of a reader needs to read from the copy."""
+    form = block_format(format_name)
+    if isinstance(form, PickedForm) and form.table is not None:
+        return intrinsics.keep(form.table, _semantic.cast(entry, tl.uint32), _semantic)
+    return entry
 
 
 @device

@@ -165,7 +165,10 @@ class RawPlanes:
 class BlockReader:
     """`airkernels.formats.base.Reader` over a tile of blocks, one an entry; `planes` are words, then narrow units."""
 
-    def __init__(self, fmt: BlockFormat, planes: Planes | RawPlanes | list[Expr]) -> None:
+    def __init__(
+        self, fmt: BlockFormat, planes: Planes | RawPlanes | list[Expr], kept_table: Tensor | None = None
+    ) -> None:
+        self._kept_table = kept_table
         self._first, self._planes, self._n_words = first_planes(fmt), planes, count_units(fmt, WORD)
         self._made: dict[object, Expr] = {}
 
@@ -212,7 +215,7 @@ class BlockReader:
         raise NotImplementedError("device forms pick by selectors")
 
     def entry(self, table: Table, index: Expr) -> Expr:
-        found = intrinsics.entry(table, index.to(tl.uint32).tensor, index.semantic)
+        found = intrinsics.entry(table, index.to(tl.uint32).tensor, self._kept_table, index.semantic)
         return Expr(found, index.semantic)
 
     def once(self, key: object, build: Callable[[], Expr]) -> Expr:
