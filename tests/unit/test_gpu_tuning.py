@@ -21,7 +21,7 @@ from airschedules.gpu.specs import ProductSpec
 
 TASKS = [
     ProductTask(fmt, "q8", n_rows, n_cols)
-    for fmt in ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
+    for fmt in ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "NVFP4", "IQ1_S")
     for n_rows, n_cols in ((1000, 256), (4096, 14336), (7, 768), (3584, 3584))
     if n_cols % FORMATS[fmt].block == 0
 ]

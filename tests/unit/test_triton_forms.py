@@ -8,12 +8,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.formats.base import Table
-from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.forms import DeviceForm, stored
 from airkernels.triton.intrinsics import library, symbol
 from airkernels.triton.layout import MatrixLayout
 
 FORMS = {name: stored(fmt) for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)}
-PICKED = [name for name, form in FORMS.items() if isinstance(form, PickedForm)]
+REARRANGED = [name for name, form in FORMS.items() if isinstance(form, DeviceForm)]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -22,20 +22,9 @@ def test_matrices_take_about_what_they_take_in_the_file(name: str) -> None:
     assert layout.nbytes <= 1.07 * 4096 * layout.n_blocks * FORMATS[name].nbytes
 
 
-def test_codebooks_and_grids_are_picked() -> None:
+def test_what_is_rearranged() -> None:
     grids = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
-    assert ["IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", *grids] == PICKED
-
-
-@pytest.mark.parametrize("name", PICKED)
-def test_selectors_fit_their_values(name: str) -> None:
-    form = FORMS[name]
-    assert isinstance(form, PickedForm) and len(form.values) in (8, 16)
-    assert all(-128 <= value <= 127 for value in form.values)
-    if form.table is not None:
-        # the sign, or the direction, is added above the level
-        level = len(form.values) // 2 - 1
-        assert all((entry >> shift) & 15 <= level for entry in form.table.entries for shift in range(0, 32, 4))
+    assert ["IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", *grids, "Q1_0", "Q2_0"] == REARRANGED
 
 
 def test_library_holds_the_table_of_its_kernel() -> None:

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.triton.build import compile_kernel
-from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.forms import DeviceForm, stored
 from airkernels.triton.intrinsics import PERMUTE
 from airkernels.triton.intrinsics import symbol as function
 from airkernels.triton.layout import GROUP, MatrixLayout, RowLayout
@@ -220,7 +220,7 @@ _FORMS = [stored(fmt) for fmt in FORMATS.values() if isinstance(fmt, BlockFormat
 _TABLES = {
     function(use, form.table): (use, form.table)
     for form in _FORMS
-    if isinstance(form, PickedForm) and form.table is not None
+    if isinstance(form, DeviceForm) and form.table is not None
     for use in ("entry", "keep", "kept_entry")
 }
 

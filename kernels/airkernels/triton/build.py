@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from airkernels.formats import FORMATS, BlockFormat
-from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.forms import DeviceForm, stored
 from airkernels.triton.intrinsics import LIBRARY, library
 
 Constant = int | float | bool | str
@@ -70,7 +70,7 @@ def compile_kernel(
     # Triton knows sources by their text, which says nothing of the functions marked `device`
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         fmt = FORMATS.get(str(constants.get("FORMAT")))
-        if isinstance(fmt, BlockFormat) and isinstance(form := stored(fmt), PickedForm):
+        if isinstance(fmt, BlockFormat) and isinstance(form := stored(fmt), DeviceForm):
             path = Path(folder) / "library.ll"
             path.write_text(library(target.backend, form.table))
             options["extern_libs"] = {LIBRARY: str(path)}

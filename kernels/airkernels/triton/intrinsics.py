@@ -122,12 +122,12 @@ def symbol(use: str, table: Table) -> str:
     return f"{LIBRARY}_{use}_{crc32(array('I', table.entries).tobytes()):08x}"
 
 
-def permute(low: int, high: int, selectors: Any, semantic: Any) -> Any:
-    """Byte j is byte ``s & 7`` of two words, where ``s`` is nibble j of a uint32 tensor's lower 16 bits; where
-    ``s >= 8`` it is that byte's upper bit eight times."""
-    shape = list(selectors.shape)
-    words = [semantic.full(shape, word, tl.uint32) for word in (low, high)]
-    return _call(PERMUTE, [*words, selectors], semantic)
+def permute(low: Any, high: Any, selectors: Any, shape: list[int], semantic: Any) -> Any:
+    """`forms.DeviceReader.permute` of uint32 tensors of a shape, or constants."""
+    words = [
+        semantic.full(shape, word, tl.uint32) if isinstance(word, int) else word for word in (low, high, selectors)
+    ]
+    return _call(PERMUTE, words, semantic)
 
 
 def keep(table: Table, numbers: Any, semantic: Any) -> Any:

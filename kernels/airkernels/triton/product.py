@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from airkernels.formats import BlockFormat
 from airkernels.formats.base import WORD
 from airkernels.triton import intrinsics
-from airkernels.triton.forms import PickedForm
+from airkernels.triton.forms import DeviceForm
 from airkernels.triton.layout import GROUP, RowLayout, count_units, padded
 from airkernels.triton.tiles import (
     BlockReader,
@@ -31,8 +31,9 @@ from airkernels.triton.tiles import (
     decode,
     device,
     dot4,
-    is_signed,
     load,
+    signed_addends,
+    zero_point_of,
 )
 
 
@@ -197,7 +198,7 @@ def _multiply(
 def _keep_table(entry: Any, format_name: str, _semantic: Any = None) -> Any:
     """Copy the table of a format that has one; what `entry` of a reader needs to read from the copy."""
     form = block_format(format_name)
-    if isinstance(form, PickedForm) and form.table is not None:
+    if isinstance(form, DeviceForm) and form.table is not None:
         return intrinsics.keep(form.table, _semantic.cast(entry, tl.uint32), _semantic)
     return entry
 
@@ -233,9 +234,8 @@ def _integer_terms(fmt: BlockFormat, readers: list[BlockReader], row: _Row, grou
     layout = row.layout
     x_scale = row.plane(layout.scales + group * fmt.group // GROUP).bits(tl.float32)
     first_sum = layout.sums if fmt.group == GROUP else layout.half_sums
-    signed = is_signed(fmt)
-    needs_sum = fmt.has_minimum or (fmt.zero_point and not signed)
-    x_sum = row.plane(first_sum + group).bits(tl.int32) if needs_sum else None
+    signed, zero_point = signed_addends(fmt), zero_point_of(fmt)
+    x_sum = row.plane(first_sum + group).bits(tl.int32) if zero_point or fmt.has_minimum else None
     words = range(group * fmt.group // WORD, (group + 1) * fmt.group // WORD)
     digits = [[row.plane(d * (layout.block // WORD) + w).bits(tl.int32) for w in words] for d in range(layout.digits)]
     terms = []
@@ -248,9 +248,9 @@ def _integer_terms(fmt: BlockFormat, readers: list[BlockReader], row: _Row, grou
                 part = dot4(addend, value, part, signed, target, row.semantic)
             total = part if total is None else (total << 7) + part
         assert total is not None
-        if fmt.zero_point and not signed:
+        if zero_point:
             assert x_sum is not None
-            total = total - x_sum * fmt.zero_point
+            total = total - x_sum * zero_point
         term = total.to(tl.float32) * (fmt.scale(reader, group) * x_scale)
         if fmt.has_minimum:
             assert x_sum is not None

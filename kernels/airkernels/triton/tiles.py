@@ -18,7 +18,7 @@ from triton.language.core import TRITON_BUILTIN
 from airkernels.formats import FORMATS, BlockFormat
 from airkernels.formats.base import EACH, SIGNS, WORD, Places, Table, run, shifted
 from airkernels.triton import intrinsics
-from airkernels.triton.forms import PickedForm, stored
+from airkernels.triton.forms import DeviceForm, stored
 from airkernels.triton.layout import count_units, first_planes
 
 Tensor = Any
@@ -218,6 +218,11 @@ class BlockReader:
         found = intrinsics.entry(table, index.to(tl.uint32).tensor, self._kept_table, index.semantic)
         return Expr(found, index.semantic)
 
+    def permute(self, low: Expr | int, high: Expr | int, selectors: Expr | int) -> Expr:
+        one = next(value for value in (selectors, low) if isinstance(value, Expr))
+        a, b, c = (value.tensor if isinstance(value, Expr) else value for value in (low, high, selectors))
+        return Expr(intrinsics.permute(a, b, c, list(one.tensor.shape), one.semantic), one.semantic)
+
     def once(self, key: object, build: Callable[[], Expr]) -> Expr:
         if key not in self._made:
             self._made[key] = build()
@@ -244,49 +249,35 @@ def block_format(name: str) -> BlockFormat:
     return stored(fmt)
 
 
-def is_signed(fmt: BlockFormat) -> bool:
-    """Whether `addends` are signed bytes, and no zero point remains."""
-    return isinstance(fmt, PickedForm) or fmt.zero_point == 128
+def signed_addends(fmt: BlockFormat) -> bool:
+    """Whether `addends` are signed bytes."""
+    return isinstance(fmt, DeviceForm) or fmt.zero_point == 128
+
+
+def zero_point_of(fmt: BlockFormat) -> int:
+    """What the sum of `addends` is above an element."""
+    return 0 if fmt.zero_point == 128 else fmt.zero_point
 
 
 def addends(fmt: BlockFormat, reader: BlockReader, word: int) -> list[Expr]:
-    """Words whose bytes sum up to four neighbouring elements, for dot products: uint32."""
-    if isinstance(fmt, PickedForm):
-        return _pick(fmt.values, fmt.selectors(reader, word))
+    """Words whose bytes add up to four neighbouring elements and the zero point, for dot products: uint32."""
+    if isinstance(fmt, DeviceForm):
+        return fmt.addends(reader, word)
     codes = fmt.codes(reader, word)
     # codes with a zero point of 128 are signed bytes with their sign bit flipped
     return [codes ^ SIGNS if fmt.zero_point == 128 else codes]
-
-
-def _pick(values: tuple[int, ...], selectors: Expr) -> list[Expr]:
-    """Selected values, four signed bytes a word.
-
-    Permutations choose from eight bytes, and give the sign of a byte, 0 or -1, where the selector has its upper bit
-    set. So sixteen values are sums of two: what one half gives for selectors of the other is taken from the other's
-    values. A second dot product costs less than merging them: it is done by other units than permutations.
-    """
-    if len(values) == 8:
-        return [_permuted(values, selectors)]
-    lower = [a + (b < 0) for a, b in zip(values[:8], values[8:], strict=True)]
-    upper = [b + (a < 0) for a, b in zip(values[:8], values[8:], strict=True)]
-    return [_permuted(tuple(lower), selectors), _permuted(tuple(upper), selectors ^ 0x8888)]
-
-
-def _permuted(values: tuple[int, ...], selectors: Expr) -> Expr:
-    low, high = (int.from_bytes(bytes(v & 255 for v in values[i : i + WORD]), "little") for i in (0, WORD))
-    return Expr(intrinsics.permute(low, high, selectors.tensor, selectors.semantic), selectors.semantic)
 
 
 def decode(fmt: BlockFormat, reader: BlockReader, group: int) -> Iterator[Expr]:
     """Elements of a group of the blocks of a reader in order, float32, rounded as in the numpy reference."""
     scale = fmt.scale(reader, group)
     minimum = fmt.minimum(reader, group) if fmt.has_minimum else None
-    signed = is_signed(fmt)
+    signed, zero_point = signed_addends(fmt), zero_point_of(fmt)
     for word in range(group * fmt.group // WORD, (group + 1) * fmt.group // WORD):
         parts = addends(fmt, reader, word)
         for byte in range(WORD):
             code = reduce(Expr.__add__, (_byte(part, byte, signed) for part in parts))
-            code = code - fmt.zero_point if fmt.zero_point and not signed else code
+            code = code - zero_point if zero_point else code
             value = scale * code.to(tl.float32)
             yield value if minimum is None else value + minimum
 

@@ -17,6 +17,9 @@ from airschedules.gpu.records import ProductRecord, find_record
 _TARGET_PROGRAMS = 128
 """Programs of decode attention: about as many as a large GPU has multiprocessors."""
 
+_WORDS_OF_A_LANE = 72
+"""Of weights, loaded at a time."""
+
 
 @dataclass(frozen=True)
 class ProductTask:
@@ -88,13 +91,14 @@ def enough_in_flight(task: ProductTask, arch: str) -> ProductConfig | None:
     """A lane should have some tens of words in flight, and neighbouring lanes neighbouring blocks.
 
     On an H200, of the tilings of five formats: 4 rows of 64 blocks where blocks have 32 elements, else as many rows as
-    give a lane two large blocks; a row that nearly fills a tile is not cut.
+    give a lane two large blocks, or more where those are small; a row that nearly fills a tile is not cut.
     """
     fmt = FORMATS[task.fmt]
     assert isinstance(fmt, BlockFormat)
     columns = _columns(task.n_cols // fmt.block)
     tile = max(columns, 32)
-    rows = 4 if fmt.block == 32 else max(1, 64 // tile)
+    most = _WORDS_OF_A_LANE // (tile // 32 * count_units(stored(fmt), 4))
+    rows = 4 if fmt.block == 32 else max(1, 64 // tile, min(8, 1 << most.bit_length() >> 1))
     return configure(task, rows, tile, columns, f"no record for {arch}: as was fastest for other shapes on an H200")
 
 
@@ -124,7 +128,7 @@ def candidates(task: ProductTask) -> list[tuple[int, int, int]]:
     assert chosen is not None
     n_blocks = task.n_cols // FORMATS[task.fmt].block
     # words of a lane before they spill: small blocks leave room for more rows
-    limit = 512 if FORMATS[task.fmt].block == 32 else 128
+    limit = 512 if FORMATS[task.fmt].block < 256 else 128
     tried = [(chosen.rows, chosen.tile, chosen.columns)]
     for tile in (32, 64, 128):
         for columns in (8, 16, 32, 64, 128):
