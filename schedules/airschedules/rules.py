@@ -51,11 +51,15 @@ def decode_in_registers(task: MatmulTask, isa: VectorIsa) -> Decision | None:
 def unpacked_panels(task: MatmulTask, isa: VectorIsa) -> Decision | None:
     """Many tokens: integer sums fill the registers that codes, digits and adding leave; float sums are used rarely.
 
+    On ARM, where a sum takes four registers, they stay there too: loads and stores of them cost more than codes do.
     More than ten tokens gain nothing. Few tiles do not repay the detour through scratch: with tiles of eight tokens or
     more it costs time up to 32 tokens, with small ones up to 8.
     """
     n_vectors = PANEL // isa.lanes
-    n_sums = isa.registers - n_vectors - 2 if isa.dot.in_one else isa.registers // 2
+    if isa.arch == "aarch64":
+        n_sums = isa.registers // 4
+    else:
+        n_sums = isa.registers - n_vectors - 2 if isa.dot.in_one else isa.registers // 2
     tile = min(10, n_sums // n_vectors)
     return Decision(MatmulSchedule(tile, unpack_from=33 if tile >= 8 else 9), "many tokens share an unpacked panel")
 

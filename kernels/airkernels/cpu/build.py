@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
 from airkernels.cpu.isa import VectorIsa
+from airkernels.cpu.program import ANCHORED
 
 _PIPELINE = "aircompile-cpu"
 
@@ -48,4 +49,8 @@ def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: VectorIsa) -> Any
     target: dict[str, Any] = {"kind": "llvm", "mcpu": isa.cpu, "mtriple": f"{isa.arch}-linux-gnu"}
     if isa.attributes:
         target["mattr"] = list(isa.attributes)
-    return tirx.build(tvm.IRModule(dict(kernels)), target=tvm.target.Target(target), pipeline=_PIPELINE)
+    kernels = dict(kernels)
+    if isa.anchors:
+        name, first = next(iter(kernels.items()))
+        kernels[name] = first.with_body(tirx.AttrStmt(0, "pragma_import_llvm", ANCHORED, first.body))
+    return tirx.build(tvm.IRModule(kernels), target=tvm.target.Target(target), pipeline=_PIPELINE)

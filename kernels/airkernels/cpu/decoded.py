@@ -7,7 +7,7 @@ each group and the block's own scale once, so that products are scaled once a bl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tvm import tirx
@@ -16,12 +16,12 @@ from airkernels.cpu.byte_shifts import with_byte_shifts
 from airkernels.cpu.dot import centred
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout, PanelReader
-from airkernels.cpu.program import Expr, Region, loop
+from airkernels.cpu.program import Expr, Region, anchored, byte_offset, loop
 from airkernels.formats import BlockFormat
 from airkernels.formats.base import WORD, SuperBlockFormat
 
-Codes = list[tuple[Expr, int]]
-"""The words of a group: four codes a row, and how far they are still shifted to the left."""
+Codes = tuple[Expr, int]
+"""A word: four codes a row, and how far they are still shifted to the left."""
 
 
 class Group(Protocol):
@@ -36,13 +36,16 @@ class Group(Protocol):
     @property
     def index(self) -> Expr: ...
 
-    def words(self) -> Codes: ...
+    def word(self, number: int) -> Codes: ...
 
     def scale(self) -> Expr:
         """Its scale, or the factor of it, float32."""
 
     def minimum(self) -> Expr:
         """Its minimum, or the factor of it, float32; only for formats with minima."""
+
+    def again(self) -> Group:
+        """The same group, for a place in the program where its words are no longer in registers."""
 
 
 class Step(Protocol):
@@ -52,15 +55,16 @@ class Step(Protocol):
     ----------
     n_turns
         How many times to ask for groups.
-    block
-        Scale and minimum (if any) of the block, for formats with factors.
     """
 
     @property
     def n_turns(self) -> int: ...
 
-    @property
-    def block(self) -> tuple[Expr, Expr | None] | None: ...
+    def block_scale(self) -> Expr:
+        """Scale of the block, for formats with factors."""
+
+    def block_minimum(self) -> Expr:
+        """Minimum of the block, for formats with factors and minima."""
 
     def groups(self, turn: Expr) -> Sequence[Group]: ...
 
@@ -75,17 +79,24 @@ class PackedPanel:
         self.n_steps = layout.n_blocks // layout.unrolled
 
     @property
+    def together(self) -> int:
+        """How many neighbouring groups to multiply at once: those of the same words, so that these are loaded once."""
+        return self.fmt.groups_of_words if self.isa.anchors else 1
+
+    @property
     def fmt(self) -> BlockFormat:
         assert isinstance(self.layout.fmt, BlockFormat)
         return self.layout.fmt
 
     def step(self, index: Expr) -> _PackedStep:
         span, unrolled = self.layout.span, self.layout.unrolled
+        at = index if unrolled == span else tirx.indexdiv(index, span)
+        panel, start = (self.panel.anchored_at(self.layout, at), 0) if self.isa.anchors else (self.panel, at)
         blocks = []
         for i in range(unrolled):
             block = index * unrolled + i
-            at, within = (tirx.indexdiv(block, span), tirx.indexmod(block, span)) if unrolled < span else (index, i)
-            blocks.append((block, PanelReader(self.isa, self.layout, self.panel, at, within, self.first_row)))
+            within = i if unrolled == span else tirx.indexmod(index, span)
+            blocks.append((block, PanelReader(self.isa, self.layout, panel, start, within, self.first_row)))
         return _PackedStep(self, blocks)
 
 
@@ -95,13 +106,17 @@ class _PackedStep:
     blocks: list[tuple[Expr, PanelReader]]
     n_turns = 1
 
-    @property
-    def block(self) -> tuple[Expr, Expr | None] | None:
+    def block_scale(self) -> Expr:
         fmt = self.panel.fmt
-        if not isinstance(fmt, SuperBlockFormat):
-            return None
+        assert isinstance(fmt, SuperBlockFormat)
         [(_index, reader)] = self.blocks
-        return fmt.block_scale(reader), fmt.block_minimum(reader) if fmt.has_minimum else None
+        return fmt.block_scale(reader)
+
+    def block_minimum(self) -> Expr:
+        fmt = self.panel.fmt
+        assert isinstance(fmt, SuperBlockFormat)
+        [(_index, reader)] = self.blocks
+        return fmt.block_minimum(reader)
 
     def groups(self, turn: Expr) -> Sequence[Group]:
         n = self.panel.fmt.block // self.panel.fmt.group
@@ -115,12 +130,12 @@ class _PackedGroup:
     reader: PanelReader
     number: int
 
-    def words(self) -> Codes:
-        n_words = self.panel.fmt.group // WORD
-        return [self._codes(self.number * n_words + w) for w in range(n_words)]
+    def again(self) -> _PackedGroup:
+        return replace(self, reader=self.reader.again())
 
-    def _codes(self, word: int) -> tuple[Expr, int]:
+    def word(self, number: int) -> Codes:
         fmt, dot = self.panel.fmt, self.panel.isa.dot
+        word = self.number * (fmt.group // WORD) + number
         if self.panel.for_dot and dot.is_centred(fmt.code_max):
             return centred(self._plain(fmt.codes(self.reader, word))), 0
         shift = fmt.code_shift(word)
@@ -151,6 +166,8 @@ class UnpackedPanel:
     those of blocks, float32 [blocks][16].
     """
 
+    together = 1
+
     def __init__(self, isa: VectorIsa, fmt: BlockFormat, n_cols: int, base: Expr, first_row: int) -> None:
         self.isa, self.fmt, self.first_row = isa, fmt, first_row
         self.n_steps = n_cols // (fmt.block if isinstance(fmt, SuperBlockFormat) else fmt.group)
@@ -173,18 +190,18 @@ class UnpackedPanel:
         with loop(source.n_steps) as index:
             step = source.step(index)
             for group in step.groups(0):
-                words = group.words()
-                for w, (codes, shift) in enumerate(words):
+                n_words = self.fmt.group // WORD
+                for w in range(n_words):
+                    codes, shift = group.word(w)
                     plain = codes >> shift if shift else codes
-                    self.codes.store((group.index * len(words) + w) * PANEL + self.first_row, plain)
+                    self.codes.store((group.index * n_words + w) * PANEL + self.first_row, plain)
                 self._store(self.scales, group.index, group.scale())
                 if self.fmt.has_minimum:
                     self._store(self.minima, group.index, group.minimum())
-            if step.block is not None:
-                scale, minimum = step.block
-                self._store(self.block_scales, index, scale)
-                if minimum is not None:
-                    self._store(self.block_minima, index, minimum)
+            if isinstance(self.fmt, SuperBlockFormat):
+                self._store(self.block_scales, index, step.block_scale())
+                if self.fmt.has_minimum:
+                    self._store(self.block_minima, index, step.block_minimum())
 
     def _store(self, plane: int, index: Expr, value: Expr) -> None:
         self.floats.store(plane + index * PANEL + self.first_row, value)
@@ -208,27 +225,37 @@ class _UnpackedStep:
         fmt = self.panel.fmt
         return fmt.block // fmt.group if isinstance(fmt, SuperBlockFormat) else 1
 
-    @property
-    def block(self) -> tuple[Expr, Expr | None] | None:
-        panel = self.panel
-        if not isinstance(panel.fmt, SuperBlockFormat):
-            return None
-        minimum = panel.load(panel.block_minima, self.index) if panel.fmt.has_minimum else None
-        return panel.load(panel.block_scales, self.index), minimum
+    def block_scale(self) -> Expr:
+        return self.panel.load(self.panel.block_scales, self.index)
+
+    def block_minimum(self) -> Expr:
+        return self.panel.load(self.panel.block_minima, self.index)
 
     def groups(self, turn: Expr) -> Sequence[Group]:
-        return [_UnpackedGroup(self.index * self.n_turns + turn, self.panel)]
+        return [_UnpackedGroup.at(self.panel, self.index * self.n_turns + turn)]
 
 
 @dataclass(frozen=True)
 class _UnpackedGroup:
+    """Its codes begin with word `first` of `codes`."""
+
     index: Expr
     panel: UnpackedPanel
+    codes: Region
+    first: Expr
 
-    def words(self) -> Codes:
-        panel, n_words = self.panel, self.panel.fmt.group // WORD
-        places = [(self.index * n_words + w) * PANEL + panel.first_row for w in range(n_words)]
-        return [(panel.codes.load(at, panel.isa.lanes), 0) for at in places]
+    @classmethod
+    def at(cls, panel: UnpackedPanel, index: Expr) -> _UnpackedGroup:
+        codes, first = panel.codes, index * (panel.fmt.group // WORD * PANEL)
+        if panel.isa.anchors:
+            codes, first = Region(anchored(byte_offset(codes.base, first * codes.itemsize)), codes.dtype), 0
+        return cls(index, panel, codes, first)
+
+    def again(self) -> _UnpackedGroup:
+        return _UnpackedGroup.at(self.panel, self.index)
+
+    def word(self, number: int) -> Codes:
+        return self.codes.load(self.first + number * PANEL + self.panel.first_row, self.panel.isa.lanes), 0
 
     def scale(self) -> Expr:
         return self.panel.load(self.panel.scales, self.index)

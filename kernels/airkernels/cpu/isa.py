@@ -60,6 +60,15 @@ class VectorIsa:
         """Whether there are shifts of bytes."""
         return self.arch == "aarch64"
 
+    @property
+    def anchors(self) -> bool:
+        """Whether loads of a step along the panels go from a pointer of its own (`program.anchored`).
+
+        Two neighbouring vectors are then one instruction, and codes that are wanted again are loaded again: they fill
+        the registers, where x86 takes them from memory as it multiplies.
+        """
+        return self.arch == "aarch64"
+
     def fused_multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         """a * b + c, element by element, float32."""
         if not self.fma:

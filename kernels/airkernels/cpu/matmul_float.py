@@ -21,7 +21,7 @@ from airkernels.cpu.panels import Panel, PanelLayout
 from airkernels.cpu.program import Expr, Kernel, Region, bits, byte_offset, cast, define, let, local, loop, splat, zeros
 from airkernels.cpu.rows import float_value
 from airkernels.formats import AnyFormat, BlockFormat, FloatFormat
-from airkernels.formats.base import WORD
+from airkernels.formats.base import WORD, SuperBlockFormat
 
 _CHAINS = 2
 """Partial sums per output: hides the latency of multiply-add."""
@@ -49,12 +49,12 @@ def _decode_panel(unpacked: UnpackedPanel, fmt: BlockFormat, source: PackedPanel
         with loop(step.n_turns) as turn:
             for group in step.groups(turn):
                 scale, minimum = group.scale(), group.minimum() if fmt.has_minimum else None
-                if step.block is not None:
-                    scale = scale * step.block[0]
-                    minimum = None if minimum is None else minimum * step.block[1]
+                if isinstance(fmt, SuperBlockFormat):
+                    scale = scale * step.block_scale()
+                    minimum = None if minimum is None else minimum * step.block_minimum()
                 scale, minimum = let(scale), None if minimum is None else let(minimum)
-                for w, (word, _shift) in enumerate(group.words()):
-                    codes = let(word)
+                for w in range(fmt.group // WORD):
+                    codes = let(group.word(w)[0])
                     for j in range(WORD):
                         code = bits((codes >> (8 * j)) & 0xFF, f"int32x{lanes}") - fmt.zero_point
                         value = scale * cast(code, "float32")

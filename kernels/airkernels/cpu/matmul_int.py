@@ -21,16 +21,16 @@ p7 scratch of all workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from tvm import tirx
 
-from airkernels.cpu.activations import SHIFT, QuantizedRow
-from airkernels.cpu.decoded import Codes, DecodedPanel, Group, PackedPanel, Step, UnpackedPanel
-from airkernels.cpu.dot import CENTRE
+from airkernels.cpu.activations import QuantizedRow
+from airkernels.cpu.decoded import DecodedPanel, Group, PackedPanel, Step, UnpackedPanel
+from airkernels.cpu.group_products import GroupProducts
 from airkernels.cpu.isa import PANEL, VectorIsa
 from airkernels.cpu.panels import Panel, PanelLayout
 from airkernels.cpu.program import (
@@ -49,7 +49,7 @@ from airkernels.cpu.program import (
 )
 from airkernels.cpu.row_tile import RowTile
 from airkernels.formats import BlockFormat
-from airkernels.formats.base import WORD, SuperBlockFormat
+from airkernels.formats.base import SuperBlockFormat
 
 _MOST_PANELS = 4
 _UNPACKED_NBYTES = 512 << 10
@@ -119,7 +119,8 @@ class _Tile:
         stride = self.shape.step * layout.nbytes // 4
         rows = RowTile(layout, self.fmt.group, Region(base, "int32"), Region(base, "float32"), stride, n, lanes)
         n_sums = len(panels) * n
-        acc, totals = local("float32", n_sums * lanes), local("int32", n_sums * lanes)
+        together = panels[0].together
+        acc, totals = local("float32", n_sums * lanes), local("int32", together * n_sums * lanes)
         part = local("float32", n_sums * lanes) if isinstance(self.fmt, SuperBlockFormat) else None
         _clear(acc, n_sums, lanes)
         with loop(panels[0].n_steps) as index:
@@ -127,7 +128,7 @@ class _Tile:
             if part is None:
                 self._plain_step(steps, acc, totals, rows)
             else:
-                self._step_with_factors(steps, acc, part, totals, rows)
+                self._step_with_factors(steps, acc, part, totals, rows, together)
         for t in range(n):
             for v in range(len(panels)):
                 value = acc.load((v * n + t) * lanes, lanes)
@@ -136,7 +137,7 @@ class _Tile:
     def _plain_step(self, steps: Sequence[Step], acc: Region, totals: Region, rows: RowTile) -> None:
         for groups in zip(*(step.groups(0) for step in steps), strict=True):
             index = groups[0].index
-            self._sum_products(groups, totals, rows)
+            self._products.store([groups], rows, totals)
             scales = [let(group.scale()) for group in groups]
             minima = [let(group.minimum()) for group in groups] if self.fmt.has_minimum else None
             for t in range(rows.n):
@@ -149,21 +150,25 @@ class _Tile:
                         self._multiply_add(acc, at, minima[v], x_sum)
 
     def _step_with_factors(
-        self, steps: Sequence[Step], acc: Region, part: Region, totals: Region, rows: RowTile
+        self, steps: Sequence[Step], acc: Region, part: Region, totals: Region, rows: RowTile, together: int
     ) -> None:
         """Sum up a block's products, then its minima, each in turns and then scaled at once."""
-        scales, minima = zip(*(step.block for step in steps if step.block is not None), strict=True)
+        n_sums = len(steps) * rows.n
+        scales = [step.block_scale() for step in steps]
+        minima = [step.block_minimum() for step in steps] if self.fmt.has_minimum else []
         with _turns(steps, part, rows) as turn:
-            for groups in zip(*(step.groups(turn) for step in steps), strict=True):
-                self._sum_products(groups, totals, rows)
-                factors = [let(group.scale()) for group in groups]
-                for t in range(rows.n):
-                    x_scale = let(rows.scale(t, groups[0].index))
-                    for v, factor in enumerate(factors):
-                        at = v * rows.n + t
-                        self._multiply_add(part, at, self._product(totals, at) * factor, x_scale)
+            for some in _batched(zip(*(step.groups(turn) for step in steps), strict=True), together):
+                self._products.store(some, rows, totals)
+                for i, groups in enumerate(some):
+                    factors = [let(group.scale()) for group in groups]
+                    for t in range(rows.n):
+                        x_scale = let(rows.scale(t, groups[0].index))
+                        for v, factor in enumerate(factors):
+                            at = v * rows.n + t
+                            product = self._product(totals, i * n_sums + at)
+                            self._multiply_add(part, at, product * factor, x_scale)
         self._add_scaled(acc, part, scales, rows.n)
-        if not self.fmt.has_minimum:
+        if not minima:
             return
         with _turns(steps, part, rows) as turn:
             for groups in zip(*(step.groups(turn) for step in steps), strict=True):
@@ -180,6 +185,10 @@ class _Tile:
             for at in range(v * n, (v + 1) * n):
                 self._multiply_add(acc, at, self._load(part, at), scale)
 
+    @cached_property
+    def _products(self) -> GroupProducts:
+        return GroupProducts(self.isa, self.fmt, self.shape.digits)
+
     def _product(self, totals: Region, at: int) -> Expr:
         return cast(self._load(totals, at), "float32")
 
@@ -189,55 +198,11 @@ class _Tile:
     def _multiply_add(self, sums: Region, at: int, a: Expr, b: Expr) -> None:
         sums.store(at * self.isa.lanes, self.isa.fused_multiply_add(a, b, self._load(sums, at)))
 
-    def _sum_products(self, groups: tuple[Group, ...], totals: Region, rows: RowTile) -> None:
-        """Exact integer products of a group with every token."""
-        lanes, index = self.isa.lanes, groups[0].index
-        codes = [[(let(codes), shift) for codes, shift in group.words()] for group in groups]
-        for i, total in enumerate(self._dot(codes, index, rows, [t * rows.stride for t in range(rows.n)], True)):
-            totals.store(i * lanes, total)
-        if self.shape.digits == 2:
-            self._add_high_digits(codes, index, totals, rows)
 
-    def _add_high_digits(self, codes: list[Codes], group: Expr, totals: Region, rows: RowTile) -> None:
-        """Add what the high digits contribute, where any token of the tile has them: those of the others are 0."""
-        with when(rows.any_high(group)):
-            starts = [t * rows.stride + rows.layout.n // WORD for t in range(rows.n)]
-            for i, total in enumerate(self._dot(codes, group, rows, starts)):
-                totals.store(i * self.isa.lanes, self._load(totals, i) + (total << SHIFT))
-
-    def _dot(
-        self, codes: list[Codes], group: Expr, rows: RowTile, digits: list[int], with_zero_point: bool = False
-    ) -> list[Expr]:
-        """Integer products of a group's codes with the digits that begin at these words, for each vector of rows.
-
-        Codes with different shifts have a sum each until the end; the zero point, of whole elements, goes to the first.
-        """
-        dot, lanes, first_word = self.isa.dot, self.isa.lanes, group * (self.fmt.group // WORD)
-        shifts = sorted({shift for _codes, shift in codes[0]})
-        starts = {(shift, at): zeros("int32", lanes) for shift in shifts for at in digits}
-        code_max, is_centred = self.fmt.code_max, dot.is_centred(self.fmt.code_max)
-        zero_point = self.fmt.zero_point - (CENTRE if is_centred else 0)
-        if with_zero_point and zero_point:
-            power = zero_point.bit_length() - 1
-            assert 1 << power == zero_point
-            for t, at in enumerate(digits):
-                starts[shifts[0], at] = let(rows.negative_sum(t, group) << (power + shifts[0]))
-        sums = [
-            {(shift, at): dot.start(start, code_max << shift, is_centred) for (shift, at), start in starts.items()}
-            for _vector in codes
-        ]
-        digits_of = {at: dot.digits(rows.words, at + first_word, lanes) for at in digits}
-        for w in range(len(codes[0])):
-            for at in digits:
-                x = digits_of[at](w)
-                for vector, of_vector in zip(codes, sums, strict=True):
-                    word, shift = vector[w]
-                    of_vector[shift, at].add(word, x)
-        return [
-            let(_sum_shifted([(of_vector[shift, at].total(), shift) for shift in shifts]))
-            for of_vector in sums
-            for at in digits
-        ]
+def _batched(groups: Iterable[tuple[Group, ...]], size: int) -> list[list[tuple[Group, ...]]]:
+    """Runs of so many neighbouring groups."""
+    every = list(groups)
+    return [every[at : at + size] for at in range(0, len(every), size)]
 
 
 @contextmanager
@@ -255,15 +220,6 @@ def _turns(steps: Sequence[Step], sums: Region, rows: RowTile) -> Iterator[Expr]
 def _clear(sums: Region, n: int, lanes: int) -> None:
     for i in range(n):
         sums.store(i * lanes, zeros("float32", lanes))
-
-
-def _sum_shifted(parts: list[tuple[Expr, int]]) -> Expr:
-    """Sum of integer sums whose codes were shifted left; exact, since each is a multiple of its power of two."""
-    plain = [value >> shift if shift else value for value, shift in parts]
-    total = plain[0]
-    for value in plain[1:]:
-        total = total + value
-    return total
 
 
 def store_row(shape: MatmulShape, k: Kernel, value: Expr, token: Expr, row: Expr) -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from math import gcd
 
 from airkernels.cpu.isa import PANEL, VectorIsa
-from airkernels.cpu.program import Expr, Region, byte_offset, cast
+from airkernels.cpu.program import Expr, Region, anchored, byte_offset, cast
 from airkernels.cpu.reader import VectorReader
 from airkernels.formats import AnyFormat, BlockFormat
 from airkernels.formats.base import WORD, Places, Table
@@ -50,6 +50,10 @@ class PanelLayout:
         return self.n_blocks // self.span
 
     @property
+    def span_nbytes(self) -> int:
+        return PANEL * self.span * self.fmt.nbytes
+
+    @property
     def unrolled(self) -> int:
         """Blocks that are decoded in one go: large ones singly, since the code of two takes long to compile."""
         return self.span if self.fmt.block < _LARGE_BLOCK else 1
@@ -59,7 +63,7 @@ class PanelLayout:
         unit = self.fmt.field(name).unit
         first, stride = self._slots[name, index]
         assert first % unit == 0 and stride % unit == 0
-        return span * (self.span * PANEL * self.fmt.nbytes // unit) + block * (stride // unit) + first // unit
+        return span * (self.span_nbytes // unit) + block * (stride // unit) + first // unit
 
     @cached_property
     def _slots(self) -> dict[tuple[str, int], tuple[int, int]]:
@@ -161,14 +165,26 @@ class PanelReader(VectorReader):
             region.prefetch(at + self.isa.prefetch // region.itemsize)
         return region.load(at, self.lanes)
 
+    def again(self) -> PanelReader:
+        """A reader of the same block that loads everything anew, where registers could not hold it until then."""
+        if not self.isa.anchors:
+            return self
+        panel = Panel(anchored(self.panel.base))
+        return PanelReader(self.isa, self.layout, panel, self.span, self.block, self.first_row)
+
 
 class Panel:
     """Typed views of one panel's bytes."""
 
     def __init__(self, base: Expr) -> None:
+        self.base = base
         self.units = {unit: Region(base, f"uint{8 * unit}") for unit in (1, 2, 4)}
 
     @classmethod
     def at(cls, matrix: Expr, layout: PanelLayout, index: Expr) -> Panel:
         """Panel `index` of a matrix; the offset is 64-bit, matrices may exceed 2 GiB."""
         return cls(byte_offset(matrix, cast(index, "int64") * layout.nbytes))
+
+    def anchored_at(self, layout: PanelLayout, span: Expr) -> Panel:
+        """The panel from that span on, at a pointer of its own."""
+        return Panel(anchored(byte_offset(self.base, span * layout.span_nbytes)))

@@ -130,6 +130,23 @@ def byte_offset(pointer: Expr, nbytes: Expr) -> Expr:
     return T.Bind(tirx.handle_add_byte_offset(pointer, offset))
 
 
+ANCHORED = """
+define linkonce_odr ptr @anchored(ptr %pointer) alwaysinline {
+  %same = call ptr asm "", "=r,0"(ptr %pointer)
+  ret ptr %same
+}
+"""
+"""What `anchored` calls, for LLVM."""
+
+
+def anchored(pointer: Expr) -> Expr:
+    """The same pointer, but the compiler does not know that: what is loaded through it is loaded where it is used.
+
+    Offsets are then taken from there too, so that near ones fit instructions.
+    """
+    return T.Bind(tirx.call_extern("handle", "anchored", pointer))
+
+
 def llvm(dtype: str, name: str, *args: Expr) -> Expr:
     """Call a pure LLVM intrinsic."""
     return T.call_llvm_pure_intrin(dtype, name, *args)

@@ -39,9 +39,9 @@ class RowTile:
         return self._splat(self.words, token, plane, group)
 
     def any_high(self, group: Expr) -> Expr:
-        """Whether any of the tokens has high digits there."""
+        """Not zero if any of the tokens has high digits there."""
         flag = self.layout.has_high // 4 + self._scaled_together(group)
-        return reduce(or_, [self.words.load(t * self.stride + flag) for t in range(self.n)]) != 0
+        return reduce(or_, [self.words.load(t * self.stride + flag) for t in range(self.n)])
 
     def _scaled_together(self, group: Expr) -> Expr:
         return group if self.group == GROUP else tirx.indexdiv(group * self.group, GROUP)

@@ -144,6 +144,8 @@ class BlockFormat:
     has_minimum: bool = False
     code_max: int
     """Largest code: what a saturating 16-bit dot product has to hold."""
+    groups_of_words: ClassVar[int] = 1
+    """How many neighbouring groups have their codes in the same words."""
 
     @property
     def block(self) -> int:

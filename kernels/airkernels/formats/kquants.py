@@ -93,6 +93,7 @@ class Q4_K(SuperBlockFormat):
     )
     has_minimum = True
     code_max = 15
+    groups_of_words = 2
 
     def codes_in_place(self, r: Reader, word: int) -> Value:
         chunk, within = divmod(word, 16)
