@@ -20,7 +20,7 @@ _HEADS = 8
 _TASKS = 32
 """Tasks that there should be for a single token, so that as many threads have something to do."""
 
-_PARTS = 16
+_PARTS = 8
 """Most parts that its cells are split into for that."""
 
 
@@ -89,7 +89,7 @@ def _attention(low: Lowering, operator: Operator, op: Attention) -> None:
     writes = {1: low.value(out)} | ({} if op.sinks is None else {6: low.vector(op.sinks)})
     if isinstance(spec, AttentionPartsSpec):
         low.emit(operator, spec, reads, tasks=tasks * parts)
-        low.emit(operator, MergePartsSpec(spec), writes | {i: reads[i] for i in (3, 7)}, tasks=op.n_heads)
+        low.emit(operator, MergePartsSpec(spec), writes | {i: reads[i] for i in (3, 7)}, tasks=tasks)
     elif decode:
         low.emit(operator, spec, reads | writes, tasks=tasks)
     else:

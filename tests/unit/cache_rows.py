@@ -23,6 +23,20 @@ def as_floats(fmt: str, rows: Bytes) -> Doubles:
     return quants.dequantize(rows, GGMLQuantizationType[fmt]).astype(np.float64)
 
 
+def is_spread(fmt: str) -> bool:
+    """Whether rows of a format hold heads multiplied by `hadamard`."""
+    return fmt not in ("F32", "F16")
+
+
+def hadamard(n: int) -> Doubles:
+    """Sylvester's matrices on the diagonal of [n, n], as large as powers of two up to 64 divide n; orthonormal."""
+    size = next(size for size in (64, 32) if n % size == 0)
+    block = np.ones((1, 1))
+    while len(block) < size:
+        block = np.kron(np.array([[1, 1], [1, -1]]), block)
+    return np.kron(np.eye(n // size), block) / np.sqrt(size)
+
+
 UNITS = {"F32": [4], "F16": [2], "Q8_0": [2, *[4] * 8], "Q4_0": [2, *[4] * 4]}
 """Bytes of the units of a block of each format."""
 
@@ -61,7 +75,13 @@ def read_rows(c: CacheLayout, cache: Bytes, table: Any, n_cells: int) -> tuple[B
 def read_cache(c: CacheLayout, cache: Bytes, table: Any, n_cells: int) -> tuple[Doubles, Doubles]:
     """Keys and values [n_cells, heads, head_dim] of one sequence."""
     keys, values = read_rows(c, cache, table, n_cells)
-    return as_floats(c.keys, keys), as_floats(c.values, values)
+    return as_heads(c.keys, keys), as_heads(c.values, values)
+
+
+def as_heads(fmt: str, rows: Bytes) -> Doubles:
+    """What rows stand for, uint8 [..., bytes of a row] to [..., n]."""
+    found = as_floats(fmt, rows)
+    return found @ hadamard(found.shape[-1]) if is_spread(fmt) else found
 
 
 def filled_blocks(c: CacheLayout, n_blocks: int, rng: np.random.Generator) -> Bytes:

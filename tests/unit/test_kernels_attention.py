@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from block_samples import fresh_rng
-from cache_rows import as_rows, filled_blocks, read_cache, read_rows
+from cache_rows import as_floats, as_rows, filled_blocks, hadamard, is_spread, read_cache, read_rows
 from kernel_harness import EPS, LEVELS, Bytes, Doubles, Floats, Kernels, Memory, vector_isa
 from reference_functions import alibi_slopes
 
 from airkernels.cpu.attention import attention, attention_parts, merge_parts, scratch_nbytes
 from airkernels.cpu.attention_pass import AttentionShape
 from airkernels.cpu.cache import BLOCK_CELLS, BlockTable, CacheLayout
+from airkernels.cpu.hadamard import spread_rows
 from airkernels.cpu.rope import RopeShape, rope_store
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no kernels for this processor")
@@ -181,7 +182,7 @@ class Compiled:
                 one = (Memory(qkv[t]), Memory(4 * self.heads.out_width), cache, *batch[t : t + 1].memory, *rest[4:])
                 places = self.heads.n_heads // self.heads.together
                 self._in_two("split", one, 1, places * self.heads.parts)
-                self._in_two("merge", one, 1, self.heads.n_heads)
+                self._in_two("merge", one, 1, places)
                 out.view(np.float32, batch.n, -1)[t, : self.heads.out_width] = one[1].view(np.float32, -1)
         else:
             tasks = -(-batch.n // SHAPES[name][0]) * (self.heads.n_heads // self.heads.heads_of(name))
@@ -258,6 +259,8 @@ def test_rope_and_store(compiled: Compiled) -> None:
     v[5] = np.float32(-0.0)
     v[6] = np.sign(v[6]) * np.float32(4e5 if h.values == "Q4_0" else 1e6) if h.values != "F32" else v[6]
     v[7] = np.where(np.arange(h.v_width) % 32, np.rint(4 * v[7]) / 2, np.float32(127))
+    if is_spread(h.values):  # then they are to be so once they are transformed
+        v[3:8] = spread_rows(v[3:8].reshape(5, h.n_kv_heads, h.v_dim)).reshape(5, -1)
     angles, exact_angles = angles_of(h, batch.cells)
     cache = Memory(filled_blocks(h.cache, N_BLOCKS, rng))
     before = cache.bytes.copy()
@@ -272,7 +275,11 @@ def test_rope_and_store(compiled: Compiled) -> None:
         assert np.array_equal(still, qkv[:, first : first + width].reshape(exact.shape)[..., h.dim :])
     assert np.array_equal(after[:, h.q_width + h.k_width :], qkv[:, h.q_width + h.k_width :])
 
-    expected = as_rows(h.keys, turned["k"]), as_rows(h.values, v.reshape(batch.n, h.n_kv_heads, h.v_dim))
+    v = v.reshape(batch.n, h.n_kv_heads, h.v_dim)
+    expected = [
+        as_rows(fmt, spread_rows(heads) if is_spread(fmt) else heads)
+        for fmt, heads in ((h.keys, turned["k"]), (h.values, v))
+    ]
     written = np.zeros((N_BLOCKS, BLOCK_CELLS), bool)
     for row, (first, n) in enumerate(LENGTHS):
         for got, rows in zip(read_rows(h.cache, cache.bytes, batch.table[row], first + n), expected, strict=True):
@@ -283,6 +290,17 @@ def test_rope_and_store(compiled: Compiled) -> None:
     for got, was in zip(read_rows(h.cache, cache.bytes, *every), read_rows(h.cache, before, *every), strict=True):
         elsewhere = ~written.reshape(-1)
         assert np.array_equal(got[elsewhere], was[elsewhere]), "cells of others were written"
+
+
+@pytest.mark.parametrize("n", [32, 64, 96, 128, 576])
+def test_the_transform_spreads_every_element_evenly(n: int) -> None:
+    rng = fresh_rng()
+    x = rng.standard_normal((7, n)).astype(np.float32)
+    x[1] = np.float32(1e3) * (np.arange(n) == 5)
+    turned = spread_rows(x)
+    assert np.abs(turned - x.astype(np.float64) @ hadamard(n)).max(1) == pytest.approx(0, abs=8 * EPS * 1e3)
+    assert np.abs(turned[1]).max() <= 1e3 / np.sqrt(32) * (1 + 4 * EPS)
+    assert spread_rows(turned) == pytest.approx(x, abs=16 * EPS * 1e3)
 
 
 def filled(compiled: Compiled, rng: np.random.Generator, lengths: list[tuple[int, int]]) -> tuple[Batch, Memory]:
@@ -359,9 +377,11 @@ def test_attention_does_not_depend_on_the_batch(compiled: Compiled) -> None:
 def test_attention_to_a_single_cell_returns_its_value(compiled: Compiled) -> None:
     rng, h = fresh_rng(), compiled.heads
     batch, cache = filled(compiled, rng, [(0, 1)])
-    _, values = read_cache(h.cache, cache.bytes, batch.table[0], 1)
+    _, rows = read_rows(h.cache, cache.bytes, batch.table[0], 1)
+    values = as_floats(h.values, rows).astype(np.float32)
+    values = spread_rows(values) if is_spread(h.values) else values
     if h.sinks:
         pytest.skip("the sink takes its share")
     got = compiled.attend("alone", random_qkv(rng, h, 1) * np.float32(1e3), batch, cache)
     expected = np.repeat(values[0], h.n_heads // h.n_kv_heads, axis=0).reshape(-1)
-    assert np.array_equal(got[0], expected.astype(np.float32))
+    assert np.array_equal(got[0], expected)

@@ -17,6 +17,7 @@ from tvm import tirx
 from airkernels.cpu import scores
 from airkernels.cpu.attention_pass import AttentionShape, LocalSums, Pass, Row, Sums, slope_of
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.hadamard import spread
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import (
     Expr,
@@ -94,11 +95,11 @@ def attention_parts(name: str, isa: VectorIsa, cache: CacheLayout, shape: Attent
 def merge_parts(name: str, isa: VectorIsa, cache: CacheLayout, shape: AttentionShape) -> tirx.PrimFunc:
     """The result of the first token of a batch from the sums of its parts.
 
-    Tasks are heads. p1 out, p3 cells, p6 sinks, p7 scratch, as of `attention`.
+    Tasks are heads that shared one. p1 out, p3 cells, p6 sinks, p7 scratch, as of `attention`.
     """
 
     def body(k: Kernel) -> None:
-        with loop(k.end, k.begin) as head:
+        with loop(k.end * shape.heads, k.begin * shape.heads) as head:
             _Heads(isa, cache, shape, k, head).merge()
 
     return define(name, body)
@@ -198,6 +199,9 @@ class _Heads:
         lanes = lanes_dividing(self.cache.v_dim, self.isa)
         inverse = let(const(1.0, "float32") / total.weight)
         out = self._row_of(1, first, self.shape.out_stride, self.cache.v_dim, row)
+        if self.cache.spreads_values:
+            spread(total.values, total.at, out, self.cache.v_dim, self.isa, inverse)
+            return
         with loop(self.cache.v_dim // lanes) as i:
             out.store(i * lanes, total.values.load(total.at + i * lanes, lanes) * splat(inverse, lanes))
 

@@ -4,8 +4,9 @@ The cache of a layer is an array of blocks; a sequence's row of the block table 
 look back no further than a window share a few blocks at the end of the row, through which they go round.
 
 A block holds, per KV head, the keys of its cells and then their values. A value is a row of its format, as a file would
-have it. Keys are interleaved: each unit of a row (`formats.base.Field`) stands next to the same unit of the other
-cells. So scores are computed for a vector of cells at a time and outputs for a vector of columns, without reductions.
+have it; of a format that rounds, a row of the head's transform (`hadamard`). Keys are interleaved: each unit of a row
+(`formats.base.Field`) stands next to the same unit of the other cells. So scores are computed for a vector of cells at
+a time and outputs for a vector of columns, without reductions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from airkernels.cpu.program import Expr, Region, byte_offset, cast
-from airkernels.formats import FORMATS, AnyFormat
+from airkernels.formats import FORMATS, AnyFormat, RoundedFormat
 
 BLOCK_CELLS = 64
 """Tokens per block of the cache, and per step of the softmax."""
@@ -63,6 +64,11 @@ class CacheLayout:
     def value_nbytes(self) -> int:
         """Bytes of the value of one head in one cell."""
         return self.v_dim // self.value_format.block * self.value_format.nbytes
+
+    @property
+    def spreads_values(self) -> bool:
+        """Whether values are transformed, so that outputs have to be transformed back."""
+        return isinstance(self.value_format, RoundedFormat)
 
     @property
     def plane_nbytes(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tvm import tirx
 
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
+from airkernels.cpu.hadamard import spread
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import (
     Expr,
@@ -38,6 +39,7 @@ def store_key(base: Expr, cell: Expr, x: Region, cache: CacheLayout, isa: Vector
             out.store(d * BLOCK_CELLS + cell, _narrowed(fmt, x.load(d), isa))
         return
     assert isinstance(fmt, RoundedFormat)
+    x = spread_out(x, cache.head_dim, isa)
     words = local("uint32", fmt.field("qs").count)
     with loop(cache.head_dim // fmt.block) as b:
         scale, units = _round_block(fmt, x, let(b * fmt.block), isa)
@@ -60,6 +62,7 @@ def store_value(base: Expr, cell: Expr, x: Region, cache: CacheLayout, isa: Vect
             out.store(i * lanes, _narrowed(fmt, x.load(i * lanes, lanes), isa))
         return
     assert isinstance(fmt, RoundedFormat)
+    x = spread_out(x, cache.v_dim, isa)
     halves, codes = Region(row, "uint16"), Region(row, "int8")
     with loop(cache.v_dim // fmt.block) as b:
         scale, units = _round_block(fmt, x, let(b * fmt.block), isa)
@@ -67,6 +70,13 @@ def store_value(base: Expr, cell: Expr, x: Region, cache: CacheLayout, isa: Vect
         for i, vector in enumerate(units):
             n = WORD * lanes_of(vector)
             codes.store(b * fmt.nbytes + fmt.field("qs").offset + i * n, bits(vector, f"int8x{n}"))
+
+
+def spread_out(x: Region, n: int, isa: VectorIsa) -> Region:
+    """What is rounded of a head, and queries of rounded keys: its transform."""
+    out = local("float32", n)
+    spread(x, const(0, "int32"), out, n, isa)
+    return out
 
 
 def unit_place(fmt: AnyFormat, field: str, block: Expr, index: int) -> Expr:
@@ -99,11 +109,14 @@ class Values:
         reader = _RowReader(self.fmt, base, first, lanes, self.isa)
         codes = bits(self.fmt.codes(reader, at // WORD), f"uint8x{lanes}")
         whole = cast(cast(codes, "int32") - self.fmt.zero_point, "float32")
-        return splat(let(self.fmt.scale(reader, 0)), lanes) * whole
+        return let(self.fmt.scale(reader, 0)) * whole
 
 
 class _RowReader(VectorReader):
-    """`formats.base.Reader` over neighbouring words of a block of a row, a lane each; codes lie in runs."""
+    """`formats.base.Reader` over neighbouring words of a block of a row, a lane each; codes lie in runs.
+
+    A scale is the same for every code. It is spread before it is converted, which needs no register of halves.
+    """
 
     def __init__(self, fmt: RoundedFormat, base: Expr, first: Expr, n: int, isa: VectorIsa) -> None:
         super().__init__(isa, n // WORD)
@@ -112,7 +125,8 @@ class _RowReader(VectorReader):
     def load(self, field: str, index: int) -> Expr:
         f = self.fmt.field(field)
         if f.unit == 2:
-            return Region(self.base, "uint16").load(tirx.indexdiv(self.first, 2) + f.offset // 2)
+            scale = Region(self.base, "uint16").load(tirx.indexdiv(self.first, 2) + f.offset // 2)
+            return splat(scale, WORD * self.lanes)
         n = WORD * self.lanes
         raw = Region(self.base, "int8").load(self.first + f.offset + index * WORD, n)
         return bits(raw, "uint32" if self.lanes == 1 else f"uint32x{self.lanes}")

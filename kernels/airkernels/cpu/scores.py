@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from airkernels.cpu.activations import GROUP, SHIFT, QuantizedRow
 from airkernels.cpu.cache import BLOCK_CELLS, CacheLayout
-from airkernels.cpu.cells import unit_place
+from airkernels.cpu.cells import spread_out, unit_place
 from airkernels.cpu.dot import CENTRE, centred
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, Region, byte_offset, cast, const, let, local, loop, splat, zeros
@@ -76,8 +76,9 @@ class RoundedScores:
         self.queries = []
         for r, query in enumerate(queries):
             out = QuantizedOut(scratch, const(r, "int32"), cache.head_dim, _DIGITS, isa, always_fine=True)
+            turned = spread_out(query, cache.head_dim, isa)
             with loop(cache.head_dim // GROUP) as group:
-                out.write_group(group, query.load)
+                out.write_group(group, turned.load)
             self.queries.append(out)
 
     def products(self, keys: Expr, first: Expr, together: int, rows: range, each: Each) -> list[list[Expr]]:
