@@ -8,7 +8,14 @@ from __future__ import annotations
 from aircompile.gpu.calls import MAX_TOKENS
 from aircompile.gpu.lowering import DeviceLowering
 from aircompile.gpu.narrow_activations import narrow_activations
-from aircompile.gpu.operators import attention, elementwise, experts, products, rows  # noqa: F401  (they register theirs)
+from aircompile.gpu.operators import (  # noqa: F401  (they register their operators)
+    attention,
+    elementwise,
+    experts,
+    products,
+    rows,
+    streams,
+)
 from aircompile.graph import Graph
 from aircompile.lowering import Caches
 

@@ -42,6 +42,7 @@ from airschedules.gpu.specs.rows import (
     argmax_parts,
     leader_parts,
 )
+from airschedules.gpu.specs.streams import CombineStreamsSpec, CutOffSpec, MatchSizeSpec
 
 __all__ = [
     "CELLS",
@@ -51,7 +52,9 @@ __all__ = [
     "AdvanceSpec",
     "ArgmaxSpec",
     "CombineSpec",
+    "CombineStreamsSpec",
     "ConvertSpec",
+    "CutOffSpec",
     "DispatchSpec",
     "ExpertGemmSpec",
     "ExpertProductSpec",
@@ -62,6 +65,7 @@ __all__ = [
     "GemmSpec",
     "Heads",
     "LeadersSpec",
+    "MatchSizeSpec",
     "MultiplySpec",
     "NormSpec",
     "PackSpec",
