@@ -20,7 +20,7 @@ from aircompile.gpu import assemble
 from aircompile.gpu.operators import lower_for_device
 from aircompile.lowering import plan_caches
 from aircompile.operators import Norm, TokenShift
-from aircompile.passes import PASSES
+from aircompile.passes import PASSES, run_passes
 from aircompile.passes.options import Activations, PassOptions
 from aircompile.pipeline import BuildOptions, build
 from airrun import Engine, GenerateConfig
@@ -30,6 +30,7 @@ from airrun.generation.leaders import MASS_ERROR
 from airrun.machine.profile import Gpu
 from airrun.plan.device import DEVICE_CODEC, DeviceTarget
 from airrun.replay.batch import Batch
+from airschedules.gpu.specs import ConvertSpec, NormSpec
 
 PROMPT = [1, 40, 77, 5, 200, 9, 31, 8, 120]
 """More than a small batch."""
@@ -149,6 +150,17 @@ def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None
         spec, arch = pickle.loads(code)
         assert len(step.extents) == len(binary.tiles), step.label
         assert len(step.operands) + len(step.integers) == len(spec.schedule(arch).types), step.label
+
+
+def test_rows_for_unlike_block_formats_are_copied_for_each() -> None:
+    """Blocks of 32 and of 64 elements: the norm writes floats, which are rounded once for each."""
+    tensors = llama_tensors(formats={"attn_k": "NVFP4"})
+    graph = run_passes(build_graph(llama_model(tensors=tensors)), PassOptions("q8"))
+    low = lower_for_device(graph, plan_caches(graph, "f16", 128), exact=False)["decode"]
+    norm, *calls = (call for call in low.calls if call.operator.layer == 0)
+    assert isinstance(norm.spec, NormSpec) and norm.spec.out.kind == "f32"
+    copies = [call.spec.out for call in calls if isinstance(call.spec, ConvertSpec)]
+    assert [(kind.kind, kind.block) for kind in copies if kind.n == 64] == [("q8", 32), ("q8", 64)]
 
 
 def test_what_gpus_cannot_do_is_refused(plan: Path) -> None:
