@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING
 from aircompile.kv_types import parse_kv_type
 from airrun.commands.explain_text import size
 from airrun.commands.options import OptionParser
-from airrun.errors import AirError, ModelFileError, UnsupportedError, UsageError
+from airrun.cuda.predict import predict_device
+from airrun.cuda.sizes import device_sizes
+from airrun.errors import AirError, BudgetError, ModelFileError, UnsupportedError, UsageError
 from airrun.ledger import MAX_THREADS, sizes_of
 from airrun.machine.probe import probe
 from airrun.machine.profile import Profile, Tier, parse_bytes
-from airrun.plan.device import DeviceTarget
+from airrun.plan.container import read_plan
+from airrun.plan.device import DevicePlan, DeviceTarget
+from airrun.plan.read_device import device_plan
 from airrun.plan.signature import make_signature
 from airrun.predict import predict
 from airschedules.targets import HOST, load_target
@@ -132,9 +136,9 @@ def run(args: Namespace) -> int:
         sign=args.sign,
     )
     with reporting(args.quiet) as report:
-        plan = build(args.model, out, options, report)
+        build(args.model, out, options, report)
     if not args.quiet:
-        print(_summary(plan, out, time.perf_counter() - started))
+        print(_summary(out, time.perf_counter() - started))
     return 0
 
 
@@ -219,15 +223,38 @@ def _check_output(out: Path) -> None:
                 raise UsageError(f"{out}: is a model; it is not overwritten by a plan")
 
 
-def _summary(plan: Plan, out: Path, seconds: float) -> str:
+def _summary(out: Path, seconds: float) -> str:
+    """What was built, and how fast it should be on each target."""
+    loaded = read_plan(out)
+    plan, part = loaded.plan, device_plan(loaded)
     libraries = f" for {len(plan.libraries)} instruction sets" if len(plan.libraries) > 1 else ""
     kernels = f"{len(plan.kernels)} kernels{libraries}"
-    sizes = sizes_of(plan, library=plan.libraries[0]) if plan.choice.ram_nbytes else None
-    found = predict(plan, sizes=sizes)
-    speed = "speed unknown"
-    if found.decode_tokens_per_second is not None:
+    if part is not None:
+        speeds = _device_speeds(plan, part)
+    else:
+        sizes = sizes_of(plan, library=plan.libraries[0]) if plan.choice.ram_nbytes else None
+        found = predict(plan, sizes=sizes)
         at_most = "at most " if found.upper_limit else ""
-        rate = found.decode_tokens_per_second
-        digits = 0 if rate >= 10 else 3
-        speed = f"predicted {at_most}{rate:.{digits}f} tokens/s, bound by {found.decode_bound}"
-    return f"{out}: {size(out.stat().st_size)}, {seconds:.1f} s, {kernels}, {speed}"
+        speeds = [_speed(found.decode_tokens_per_second, found.decode_bound, at_most)]
+    built = f"{out}: {size(out.stat().st_size)}, {seconds:.1f} s, {kernels}"
+    return f"{built}, {speeds[0]}" if len(speeds) == 1 else "\n  ".join([built, *speeds])
+
+
+def _device_speeds(plan: Plan, part: DevicePlan) -> list[str]:
+    """A line for each GPU, with what it has of memory."""
+    lines = []
+    for target in part.targets:
+        try:
+            sizes = device_sizes(plan, part, free=target.vram_nbytes or None)
+        except BudgetError as error:
+            lines.append(f"on {target.name} nothing: {error}")
+            continue
+        found = predict_device(plan, part, sizes, target)
+        lines.append(f"on {target.name} {_speed(found.tokens_per_second, found.bound)}")
+    return lines
+
+
+def _speed(rate: float | None, bound: str, at_most: str = "") -> str:
+    if rate is None:
+        return "speed unknown"
+    return f"predicted {at_most}{rate:.{0 if rate >= 10 else 3}f} tokens/s, bound by {bound}"

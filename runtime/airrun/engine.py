@@ -51,9 +51,12 @@ class Engine:
         'cpu' or 'cuda', and whether it finds the most likely next tokens without handing out all logits.
     max_watched
         Most tokens whose logits `leaders` sees.
+    no_gpu
+        Why a plan with code for GPUs runs on the processor all the same; empty where there is nothing to say.
     """
 
     device, chooses, max_watched = "cpu", False, 0
+    no_gpu = ""
 
     def __init__(self, loaded: LoadedPlan, paths: Sequence[Path], sizes: Sizes, load_mode: LoadMode = "auto") -> None:
         plan = loaded.plan
@@ -97,6 +100,7 @@ class Engine:
         device: str = "auto",
         require_signature: Sequence[str | Path] = (),
         check_steps: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
         """Load a plan and the weights it names.
 
@@ -127,6 +131,8 @@ class Engine:
             Public keys (PEM files) of which one must have signed the plan.
         check_steps
             Wait for every kernel of a GPU, so that an error names the step that failed.
+        progress
+            Called with the bytes that were read and those there are to read, while weights are loaded to a GPU.
 
         Raises
         ------
@@ -147,18 +153,30 @@ class Engine:
         given = [] if model is None else [model] if isinstance(model, str | Path) else list(model)
         paths = locate(loaded.plan, loaded.path, [Path(p) for p in given])
         ram, vram = _nbytes(ram), _nbytes(vram)
+        obstacle = ""
         if device == "cuda" or (device == "auto" and has_device_plan(loaded.plan)):
             from airrun.cuda.engine import cuda_engine
 
-            engine = cuda_engine(
-                loaded, paths, device, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, load_mode=load_mode
+            found = cuda_engine(
+                loaded,
+                paths,
+                device,
+                ctx_size=ctx_size,
+                parallel=parallel,
+                vram=vram,
+                ram=ram,
+                load_mode=load_mode,
+                check_steps=check_steps,
+                progress=progress,
             )
-            if engine is not None:
-                engine.gpu.careful = check_steps
-                return engine
+            if not isinstance(found, str):
+                return found
+            obstacle = found
         require(loaded)
         sizes = sizes_of(loaded.plan, threads=threads, ctx_size=ctx_size, parallel=parallel, ram=ram)
-        return cls(loaded, paths, sizes, load_mode)
+        engine = cls(loaded, paths, sizes, load_mode)
+        engine.no_gpu = obstacle
+        return engine
 
     @classmethod
     def from_gguf(cls, path: str | Path, **options: Any) -> Engine:

@@ -116,7 +116,7 @@ class FakeEngine:
     loaded = SimpleNamespace(digest="fake")
     n_vocab = N_VOCAB
     streams = False
-    device, chooses = "cpu", False
+    device, chooses, no_gpu = "cpu", False, ""
     max_outputs = 8
     states = SimpleNamespace(specs=())
 

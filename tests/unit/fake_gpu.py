@@ -71,7 +71,7 @@ class FakeDevice:
         Bytes copied from pinned memory, by copies of at least 4 KiB.
     """
 
-    name, arch, multiprocessors, careful = "Fake", "sm_90", 4, False
+    name, arch, multiprocessors, careful, failed = "Fake", "sm_90", 4, False, ""
     memory = 1 << 30
     failing = ""
 
@@ -106,6 +106,7 @@ class FakeDevice:
     def _finish(self, wanted: Sequence[Work]) -> None:
         """Do work until some is done, in random order."""
         with self._lock:
+            self._require_sound()
             while not all(work.done for work in wanted):
                 possible = [work for work in self.pending if all(each.done for each in work.waits)]
                 work = self._random.choice(possible)
@@ -113,6 +114,11 @@ class FakeDevice:
                 if work.call is not None:
                     work.call()
                 work.done = True
+
+    def _require_sound(self) -> None:
+        """As the driver does once a kernel has failed."""
+        if self.failed:
+            raise CudaError("CUDA: any call at all failed: illegal_address")
 
     def event(self) -> FakeEvent:
         return FakeEvent()
@@ -151,6 +157,7 @@ class FakeDevice:
 
     def use(self) -> None:
         assert not self.closed
+        self._require_sound()
 
     def free_memory(self) -> tuple[int, int]:
         return self.memory, self.memory
@@ -228,7 +235,8 @@ class FakeDevice:
 
         def call() -> None:
             if function.name == self.failing:
-                raise CudaError("CUDA: cuStreamSynchronize failed: illegal_address")
+                self.failed = "CUDA: cuStreamSynchronize failed: illegal_address"
+                raise CudaError(self.failed)
             self.launches.append(function.name)
             self._interpreter.run(schedule.kernel, tuple(grid), *pointers, *integers, **schedule.constants)
 
@@ -236,6 +244,8 @@ class FakeDevice:
 
     def close(self, *, zero: bool = False) -> None:
         self.closed = "zeroed" if zero else "closed"
+        if self.failed and zero:
+            raise CudaError(f"{self.failed}; the GPU's memory could not be filled with zeros after that")
 
 
 def use_fake_gpu(patch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,9 @@ PROMPT = [1, 40, 77, 5, 200, 9, 31, 8, 120]
 """More than a small batch."""
 
 
+_BUILT: dict[str, Path] = {}
+
+
 @pytest.fixture(scope="module")
 def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
@@ -55,14 +58,17 @@ def rounded_alike(plan: Path, tmp_path_factory: pytest.TempPathFactory, patch: p
 
 
 def build_plan(factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch, activations: Activations = "auto") -> Path:
-    """The plan of the tiny model with a part for two architectures, whose kernels are descriptions."""
+    """The plan of the tiny model with a part for two architectures, whose kernels are descriptions; built once."""
     home = shared_home(factory)
     use_home(patch, home)
+    if activations in _BUILT:
+        return _BUILT[activations]
     out = factory.mktemp("gpu") / "tiny.gpu.plan.bin"
     profile = measured_host()
     profile = replace(profile, gpu=Gpu("sm_90"), cpu=replace(profile.cpu, isa=profile.cpu.isa[:1]))
     gpus = tuple(DeviceTarget(name, arch, 1 << 30, 1e12, 2e10) for name, arch in (("a", "sm_90"), ("b", "sm_86")))
     build(home / "tiny.gguf", out, BuildOptions(profile, ctx_size=128, activations=activations, gpus=gpus))
+    _BUILT[activations] = out
     return out
 
 

@@ -37,12 +37,14 @@ _SLICE = 4 << 20
 
 @dataclass
 class _Rounds:
-    """What each round gave: tokens/s, tokens/s, bytes/s, and the share of decode time outside native code."""
+    """What each round gave: tokens/s, tokens/s, bytes/s, and the share of decode time outside native code (on a GPU, in
+    which nothing was waited for); the same in microseconds a token."""
 
     prefill: list[float]
     decode: list[float]
     read: list[float]
     overhead: list[float]
+    host: list[float]
 
 
 def add_arguments(parser: OptionParser) -> None:
@@ -111,12 +113,13 @@ def measure(engine: Engine, n_prompt: int, n_gen: int, rounds: int) -> dict[str,
     peak = peak_resident_nbytes()  # before the reader of memory takes a buffer that no user would
     read = _reader(engine)
     read()
-    seen = _Rounds([], [], [], [])
+    seen = _Rounds([], [], [], [], [])
     for _ in range(rounds):
         seen.prefill.append(n_prompt / _prefill(engine, prompt))
         seconds, native = _decode(engine, n_gen)
         seen.decode.append(n_gen / seconds)
         seen.overhead.append(1 - native / seconds)
+        seen.host.append(1e6 * (seconds - native) / n_gen)
         seen.read.append(read())
     plan = engine.plan
     nbytes = plan.cost.weight_nbytes_per_token
@@ -127,6 +130,7 @@ def measure(engine: Engine, n_prompt: int, n_gen: int, rounds: int) -> dict[str,
         "model": plan.model.name,
         "architecture": plan.model.architecture,
         "device": engine.device,
+        "gpu": _gpu_name(engine),
         "step_devices": engine.step_devices,
         "threads": engine.threads,
         "isa": engine.isa,
@@ -141,8 +145,20 @@ def measure(engine: Engine, n_prompt: int, n_gen: int, rounds: int) -> dict[str,
         "read_bandwidth_gb_per_second": bandwidth,
         "share_of_read_bandwidth": weights / bandwidth,
         "replay_overhead_share": median(seen.overhead),
+        "host_microseconds_per_token": median(seen.host),
         "peak_rss_bytes": peak,
     }
+
+
+def _gpu_name(engine: Engine) -> str | None:
+    """What its driver calls the GPU that the engine runs on."""
+    if engine.device != "cuda":
+        return None
+    from airrun.cuda.engine import CudaEngine
+
+    assert isinstance(engine, CudaEngine)
+    name: str = engine.gpu.name
+    return name
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -244,14 +260,18 @@ def _show(found: dict[str, Any]) -> None:
 
     share, weights = found["share_of_read_bandwidth"], found["weights_gb_per_second"]
     threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
-    if found["device"] == "cuda":
-        threads = "GPU"
+    outside = "outside native code"
+    if found["gpu"] is not None:
+        threads, outside = found["gpu"], "on the host, not waiting for the GPU"
     rows = [
         [f"prefill of {found['prompt_tokens']} tokens", rate("prefill")],
         [f"decode of {found['decode_tokens']} tokens", rate("decode")],
         ["weights read in decode", f"{weights:.1f} GB/s, {size(found['weight_bytes_per_token'])} a token"],
         ["share of read bandwidth", f"{share:.0%} of {found['read_bandwidth_gb_per_second']:.1f} GB/s"],
-        ["outside native code", f"{found['replay_overhead_share']:.1%} of decode"],
+        [
+            outside,
+            f"{found['replay_overhead_share']:.1%} of decode, {found['host_microseconds_per_token']:.0f} us a token",
+        ],
         ["time to first token", f"{found['time_to_first_token_ms']:.0f} ms after the start of Python, 5 tokens"],
         ["peak resident memory", size(found["peak_rss_bytes"])],
     ]

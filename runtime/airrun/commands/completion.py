@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airrun.commands.opening import open_engine
@@ -82,9 +82,10 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         parallel=args.parallel,
         device=args.device,
         check_steps=args.check_steps,
+        progress=_load_bar(args),
     )
     try:
-        _prepare_for_slowness(engine)
+        _announce(engine, args.verbose)
         if args.parallel > 1:
             _several(engine, config, prompt or "", args.parallel)
             return
@@ -103,8 +104,25 @@ def run(args: Namespace, config: GenerateConfig, prompt: str | None) -> None:
         engine.close(zero_memory=args.zero_memory)
 
 
-def _prepare_for_slowness(engine: Engine) -> None:
-    """Where a processor streams weights, say what to expect, and show passes on a terminal."""
+def _load_bar(args: Namespace) -> Callable[[int, int], None] | None:
+    """What shows on a terminal how weights load to a GPU."""
+    if args.device == "cpu" or not sys.stderr.isatty():
+        return None
+    from airrun.commands.pace import LoadBar
+
+    return LoadBar(sys.stderr)
+
+
+def _announce(engine: Engine, verbose: bool) -> None:
+    """Where weights are streamed, say what to expect, and show a processor's passes on a terminal."""
+    if engine.device == "cuda" and (engine.streams or verbose):
+        from airrun.commands.pace import device_announcement
+        from airrun.cuda.engine import CudaEngine
+
+        assert isinstance(engine, CudaEngine)
+        line = device_announcement(engine)
+        if line is not None:
+            print(line, file=sys.stderr)
     if not engine.streams or engine.device != "cpu":
         return
     from airrun.commands.pace import LayerBar, announcement

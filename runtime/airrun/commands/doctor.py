@@ -38,7 +38,7 @@ class Finding:
 def add_arguments(parser: OptionParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("plan", metavar="PLAN", help="plan.bin to check against this machine")
-    parser.add_options(("model", "ctx_size", "threads", "ram", "require_signature"))
+    parser.add_options(("model", "ctx_size", "threads", "ram", "vram", "require_signature"))
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of text")
 
 
@@ -51,7 +51,7 @@ def run(args: Namespace) -> int:
         A file that is no undamaged plan.
     """
     loaded = read_plan(args.plan)
-    findings = diagnose(loaded, args.model, threads=args.threads, ctx_size=args.ctx_size, ram=args.ram)
+    findings = diagnose(loaded, args.model, threads=args.threads, ctx_size=args.ctx_size, ram=args.ram, vram=args.vram)
     findings[1:1] = _signature(loaded, args.require_signature)
     problems = [finding.subject for finding in findings if finding.status == "problem"]
     if args.json:
@@ -71,6 +71,7 @@ def diagnose(
     threads: int | None = None,
     ctx_size: int | None = None,
     ram: int | None = None,
+    vram: int | None = None,
 ) -> list[Finding]:
     """Compare what a plan needs with what this machine has.
 
@@ -80,7 +81,7 @@ def diagnose(
         The plan, which reading has already verified.
     model
         Weight files; found by fingerprint where empty.
-    threads, ctx_size, ram
+    threads, ctx_size, ram, vram
         Override the plan's.
     """
     plan = loaded.plan
@@ -95,7 +96,7 @@ def diagnose(
         found.append(_memory(sizes))
         found.append(_checked("disk", lambda: _disk(loaded, model, sizes, weights.status == "ok")))
     if has_device_plan(plan):
-        found.append(_checked("gpu", lambda: _gpu(loaded, ctx_size)))
+        found.append(_checked("gpu", lambda: _gpu(loaded, ctx_size, ram, vram)))
     return found
 
 
@@ -189,11 +190,12 @@ def _disk(loaded: LoadedPlan, model: Sequence[str], sizes: Sizes, present: bool)
     return "ok", f"{size(streamed)} read in every pass", has
 
 
-def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str, str]:
+def _gpu(loaded: LoadedPlan, ctx_size: int | None, ram: int | None, vram: int | None) -> tuple[str, str, str]:
     """The plan's part for GPUs; the processor does where there is none, so nothing here is a problem."""
     from airrun.cuda.driver import Device, available
     from airrun.cuda.programs import select_library
     from airrun.cuda.sizes import device_sizes
+    from airrun.cuda.tiers import DISK, HOST
     from airrun.plan.read_device import device_plan
 
     part = device_plan(loaded)
@@ -205,9 +207,14 @@ def _gpu(loaded: LoadedPlan, ctx_size: int | None) -> tuple[str, str, str]:
     gpu = Device()
     try:
         library = select_library(part, gpu.arch)
-        sizes, free = device_sizes(loaded.plan, part, ctx_size=ctx_size), gpu.free_memory()[0]
+        free = gpu.free_memory()[0]
+        sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, vram=vram, ram=ram, free=free)
         sizes.require(free, gpu.name)
-        return "ok", f"{needs}, {size(sizes.total)}", f"{gpu.name}, which runs its {library.arch}, {size(free)} free"
+        here = f"{gpu.name}, which runs its {library.arch}, {size(free)} free"
+        if sizes.tiers.streams:
+            crossing = size(sizes.tiers.raw_nbytes(HOST, DISK))
+            return "warning", f"{needs}, {size(sizes.total)}", f"{here}: {crossing} cross the bus in every step"
+        return "ok", f"{needs}, {size(sizes.total)}", here
     except AirError as error:
         return "warning", needs, f"{error}"
     finally:

@@ -49,7 +49,7 @@ def open_engine(path: str, model: Sequence[str] = (), **options: Any) -> Engine:
             raise UsageError(f"--model gives the weights of a plan, but {path} is a model itself")
         from airrun.engine import Engine
 
-        return Engine.from_gguf(path, **options)
+        return _told(Engine.from_gguf(path, **options))
     if not options.get("require_signature"):  # then it is refused, or from someone who is trusted
         _announce(path)
     # what is made here lives as long as the process: the collector would look through it again and again, and at exit
@@ -57,10 +57,17 @@ def open_engine(path: str, model: Sequence[str] = (), **options: Any) -> Engine:
     try:
         from airrun.engine import Engine
 
-        return Engine.from_plan(path, list(model) or None, **options)
+        return _told(Engine.from_plan(path, list(model) or None, **options))
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _told(engine: Engine) -> Engine:
+    """The engine, having said on stderr if it runs on the processor though it was built for a GPU."""
+    if engine.no_gpu:
+        print(f"note: running on the processor: {engine.no_gpu}", file=sys.stderr)
+    return engine
 
 
 def _announce(path: str) -> None:

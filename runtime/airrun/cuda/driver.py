@@ -93,10 +93,12 @@ class Device:
         How many it has.
     careful
         Wait for every kernel before the next one, and record no graphs: so that a failure is known by its step.
+    failed
+        What went wrong in a kernel, empty if nothing did: after that the device answers nothing but this error.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
-        self.careful = False
+        self.careful, self.failed = False, ""
         self._d = d = _driver()
         count = self._call(d.cuDeviceGetCount)
         if not 0 <= ordinal < count:
@@ -130,9 +132,18 @@ class Device:
         if status == self._d.CUresult.CUDA_SUCCESS:
             return
         reason = status.name.removeprefix("CUDA_ERROR_").lower()
-        if reason in _KERNEL_FAILURES and not self.careful:
-            raise CudaError(f"CUDA: a kernel failed: {reason}; --check-steps finds out which")
-        raise CudaError(f"CUDA: {what} failed: {reason}")
+        message = f"CUDA: {what} failed: {reason}"
+        if reason in _KERNEL_FAILURES:
+            if not self.careful:
+                message = f"CUDA: a kernel failed: {reason}; --check-steps finds out which"
+            self.failed = self.failed or message
+        raise CudaError(message)
+
+    def _check_pinned(self, status: Any, what: str, nbytes: int) -> None:
+        refused = (self._d.CUresult.CUDA_ERROR_OUT_OF_MEMORY, self._d.CUresult.CUDA_ERROR_OPERATING_SYSTEM)
+        if status in refused:
+            raise CudaError(f"{self.name}: the system does not pin {nbytes >> 20} MiB more: use a smaller --ram")
+        self._check(status, what)
 
     def _or_main(self, stream: Any) -> Any:
         return self.stream if stream is None else stream
@@ -174,7 +185,9 @@ class Device:
     def allocate_pinned(self, nbytes: int) -> Any:
         """Host memory that the device can reach: a ctypes array of bytes, at the same address on both sides."""
         mapped = 0x02
-        address = int(self._call(self._d.cuMemHostAlloc, nbytes, mapped))
+        status, pointer = self._d.cuMemHostAlloc(nbytes, mapped)
+        self._check_pinned(status, "cuMemHostAlloc", nbytes)
+        address = int(pointer)
         self._pinned.append(address)
         return (ctypes.c_char * nbytes).from_address(address)
 
@@ -183,7 +196,8 @@ class Device:
 
         Of huge pages that are there already this takes a twentieth of the time of `allocate_pinned`.
         """
-        self._call(self._d.cuMemHostRegister, address, nbytes, 0)
+        (status,) = self._d.cuMemHostRegister(address, nbytes, 0)
+        self._check_pinned(status, "cuMemHostRegister", nbytes)
         self._registered.append(address)
 
     def unregister(self, address: int) -> None:
@@ -223,8 +237,20 @@ class Device:
     # code
 
     def load(self, image: bytes | memoryview) -> Any:
-        """Load a cubin."""
-        module = self._call(self._d.cuModuleLoadData, bytes(image))
+        """Load a cubin.
+
+        Raises
+        ------
+        CudaError
+            The driver does not know its form: it is older than the compiler.
+        """
+        d = self._d
+        status, module = d.cuModuleLoadData(bytes(image))
+        if status in (d.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU, d.CUresult.CUDA_ERROR_INVALID_IMAGE):
+            version = self._call(d.cuDriverGetVersion)
+            known = f"CUDA {version // 1000}.{version % 1000 // 10}"
+            raise CudaError(f"{self.name}: its driver (for {known}) does not take the plan's code: use a newer driver")
+        self._check(status, "cuModuleLoadData")
         self._modules.append(module)
         return module
 
@@ -303,11 +329,24 @@ class Device:
         return float(self._call(self._d.cuEventElapsedTime, first, last))
 
     def close(self, *, zero: bool = False) -> None:
-        """Free everything, filling device memory with zeros first if `zero`. Idempotent."""
+        """Free everything, filling device memory with zeros first if `zero`. Idempotent.
+
+        Raises
+        ------
+        CudaError
+            Memory could not be filled, since a kernel had failed: says that, too.
+        """
         if self._context is None:
             return
-        self.use()
         d = self._d
+        if self.failed:
+            # nothing can be done in this context any more; its memory goes with it
+            self._context = None
+            d.cuDevicePrimaryCtxRelease(self._device)
+            if zero:
+                raise CudaError(f"{self.failed}; the GPU's memory could not be filled with zeros after that")
+            return
+        self.use()
         self._call(d.cuCtxSynchronize)
         for address, nbytes in self._memory.items():
             if zero:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ from airrun.cuda.driver import CudaError, Device, available
 from airrun.cuda.executor import CudaExecutor
 from airrun.cuda.loading import DeviceWeights, loading_slots
 from airrun.cuda.pool import DevicePool
+from airrun.cuda.predict import DevicePrediction, predict_device
 from airrun.cuda.programs import load_kernels, prepare, select_library
 from airrun.cuda.reading import Slots
 from airrun.cuda.sizes import DeviceSizes, device_sizes
+from airrun.cuda.tiers import DEVICE, DISK, HOST, HOST_ROWS
 from airrun.engine import Engine
 from airrun.errors import PlanError
 from airrun.plan.container import LoadedPlan
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from airrun.replay.batch import Batch
     from airrun.replay.kv_cache import SequenceMemory
 
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of weights that were read, and those there are to read."""
+
+_PROGRESS_S = 0.1
 
 _MAX_OUTPUTS = 128
 """Tokens of a step whose logits are all wanted: bounds their memory."""
@@ -60,6 +67,7 @@ class CudaEngine(Engine):
         sizes: DeviceSizes,
         slots: Slots,
         load_mode: LoadMode = "auto",
+        progress: Progress | None = None,
     ) -> None:
         started = time.perf_counter()
         library = select_library(device, gpu.arch)
@@ -78,8 +86,25 @@ class CudaEngine(Engine):
             loading = loader.submit(weights.load, kernels, slots, load_mode)
             self._cuda = CudaExecutor(loaded, device, gpu, kernels, sizes, weights, self.pool)
             prepare(gpu, kernels)
+            if progress is not None:
+                self._watch(loading, progress)
             loading.result()
         self.times["load_seconds"] = time.perf_counter() - started
+
+    def _watch(self, loading: Future[None], progress: Progress) -> None:
+        """Report until everything is loaded."""
+        total = self.device_sizes.tiers.raw_nbytes(DEVICE, HOST_ROWS, HOST)
+        while wait([loading], _PROGRESS_S).not_done:
+            progress(min(self._files.nbytes_read, total), total)
+        progress(total, total)
+
+    @property
+    def prediction(self) -> DevicePrediction | None:
+        """Of decoding, for the target that this GPU is, else for one of its architecture; None where there is none."""
+        name = self.gpu.name.lower().replace(" ", "")
+        alike = [target for target in self._device.targets if target.arch == self.gpu.arch]
+        alike.sort(key=lambda target: target.name not in name)
+        return predict_device(self.plan, self._device, self.device_sizes, alike[0]) if alike else None
 
     def choose(self, blocks: SequenceMemory, cell: int, token: int) -> int:
         return self._cuda.choose(blocks, cell, token)
@@ -117,13 +142,23 @@ class CudaEngine(Engine):
         return 2 * nbytes / min(seconds)
 
     def metrics(self) -> dict[str, float]:
-        return {**self.times, **self._cuda.work, "read_bytes": self._weights.nbytes_read}
+        work, tiers = self._cuda.work, self.device_sizes.tiers
+        found = {**self.times, **work, "read_bytes": self._weights.nbytes_read}
+        if work["decode_tokens"]:
+            rate = work["decode_tokens"] / work["decode_seconds"]
+            found["decode_weight_bytes_per_second"] = rate * self.plan.cost.weight_nbytes_per_token
+            if self.streams:
+                found["decode_bus_bytes_per_second"] = rate * tiers.raw_nbytes(HOST, DISK)
+        return found
 
     def close(self, *, zero_memory: bool = False) -> None:
         """Free the device's memory, filling it with zeros first if wanted. The engine cannot run afterwards."""
-        self._weights.close()
-        self.gpu.close(zero=zero_memory)
-        self._files.close()
+        try:
+            if not self.gpu.failed:
+                self._weights.close()
+            self.gpu.close(zero=zero_memory)
+        finally:
+            self._files.close()
 
 
 def cuda_engine(
@@ -136,8 +171,10 @@ def cuda_engine(
     vram: int | None = None,
     ram: int | None = None,
     load_mode: LoadMode = "auto",
-) -> CudaEngine | None:
-    """The engine on a GPU, or None where 'auto' does not find everything for one.
+    check_steps: bool = False,
+    progress: Progress | None = None,
+) -> CudaEngine | str:
+    """The engine on a GPU, or, where 'auto' does not find everything for one, what is missing.
 
     Parameters
     ----------
@@ -146,26 +183,38 @@ def cuda_engine(
 
     Raises
     ------
-    PlanError, CudaError, BudgetError
+    PlanError, CudaError
         What is missing, with 'cuda' only.
+    BudgetError
+        The GPU's memory, or what may be taken of it, is too small.
     """
     part = device_plan(loaded)
     if part is None:
-        if device == "cuda":
-            raise PlanError(f"{loaded.path}: has no code for GPUs: build it with --target h200 or another with a GPU")
-        return None
+        raise PlanError(f"{loaded.path}: has no code for GPUs: build it with --target h200 or another with a GPU")
     missing = available()
     if missing is not None:
         if device == "cuda":
             raise CudaError(missing)
-        return None
+        return missing
     started = time.perf_counter()
     with ThreadPoolExecutor(1, "airrun_memory") as memory:
         slots = memory.submit(loading_slots, loaded.plan, part)
         gpu = Device()
         context_seconds = time.perf_counter() - started
-    free = gpu.free_memory()[0]
-    sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, free=free)
-    engine = CudaEngine(loaded, part, paths, gpu, sizes, slots.result(), load_mode)
+    try:
+        select_library(part, gpu.arch)
+    except PlanError as error:
+        gpu.close()
+        if device == "cuda":
+            raise
+        return str(error)
+    try:
+        free = gpu.free_memory()[0]
+        sizes = device_sizes(loaded.plan, part, ctx_size=ctx_size, parallel=parallel, vram=vram, ram=ram, free=free)
+        engine = CudaEngine(loaded, part, paths, gpu, sizes, slots.result(), load_mode, progress)
+    except BaseException:
+        gpu.close()
+        raise
+    gpu.careful = check_steps
     engine.times["context_seconds"] = context_seconds
     return engine

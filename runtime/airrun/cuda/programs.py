@@ -108,7 +108,9 @@ class BoundProgram:
                 if self._gpu.careful:
                     self._gpu.synchronize()
             except CudaError as error:
-                raise CudaError(f"step {step.label} (layer {step.layer}): {error}") from None
+                message = f"step {step.label} (layer {step.layer}): {error}"
+                self._gpu.failed = self._gpu.failed and message
+                raise CudaError(message) from None
 
 
 def _address(addresses: Addresses, operand: Operand) -> int:

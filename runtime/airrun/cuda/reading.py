@@ -46,6 +46,7 @@ def read_transfer(
                 what = f"nothing to read at offset {first + done}"
                 raise WeightFileError(f"{files.paths[piece.file]}: ends before its weights do: {what}")
             done += n
+    files.nbytes_read += transfer.nbytes
 
 
 class Slots:

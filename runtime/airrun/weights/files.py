@@ -31,11 +31,14 @@ class WeightFiles:
         Where they are.
     descriptors
         For single rows and small tensors.
+    nbytes_read
+        About how much was read on the way to a GPU: several threads count it.
     """
 
     def __init__(self, plan: Plan, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
         self.descriptors: list[int] = []
+        self.nbytes_read = 0
         self._streams: list[int] = []
         self._maps: list[MappedFile] = []
         for path in paths:
