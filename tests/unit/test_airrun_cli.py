@@ -32,7 +32,7 @@ def test_plans_and_models_are_opened_by_what_they_are(airrun_command: Command) -
     run = airrun_command
     run(run.plan, "-p", "Hello")
     unset = {"threads": None, "ctx_size": None, "ram": None, "load_mode": "auto", "parallel": 1, "device": "auto"}
-    unset |= {"vram": None, "check_steps": False, "require_signature": []}
+    unset |= {"vram": None, "check_steps": False, "progress": None, "require_signature": []}
     assert run.opened == ("plan", run.plan, None, unset)
     run(run.plan, "-p", "Hello", "--model", "a", "--model", "b", "-t", "2", "-c", "99")
     assert run.opened == ("plan", run.plan, ["a", "b"], unset | {"threads": 2, "ctx_size": 99})
