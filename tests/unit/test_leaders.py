@@ -135,3 +135,11 @@ def replace_sums(leaders: Leaders) -> Leaders:
     sums = leaders.sums.copy()
     sums[77 // 8 % 4] = np.nan
     return leaders._replace(sums=sums)
+
+
+def test_a_bias_far_from_the_rest() -> None:
+    """Forbidding what had all the probability leaves no use for the sum over the row: it is fetched."""
+    row = fresh_rng().standard_normal(N_VOCAB).astype(np.float32)
+    row[5] = 2000.0
+    sampler = Sampler(SamplerConfig(**{**OFF, "top_p": 0.9, "min_p": 0.01, "logit_bias": {5: -math.inf}}), N_VOCAB)
+    assert sampler._lead(leaders_of(row, PARTS, BEST, watched=sampler.watched)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,7 +44,25 @@ class Leaders(NamedTuple):
         """No token that is missing here has a larger logit; -inf where none is missing."""
         return float(self.best[:, -1].max())
 
+    @property
+    def sound(self) -> bool:
+        """Whether no logit is NaN or +inf: either makes the sum of its part NaN."""
+        return math.isfinite(self.sums.sum())
+
+    def floor(self, n: int) -> np.float32:
+        """A logit such that all tokens that reach it are here.
+
+        At least `n` of them do if that is at most the number of parts and they are known at all; 0 asks for all known.
+        """
+        floor: np.float32 = np.nextafter(np.float32(self.bound), np.float32(math.inf))
+        firsts = self.best[:, 0]
+        if not 0 < n <= len(firsts):
+            return floor
+        # so many parts have a token that reaches it
+        enough: np.float32 = np.partition(firsts, len(firsts) - n)[len(firsts) - n]
+        return max(floor, enough)
+
     def mass(self, peak: float) -> float:
-        """Sum of exp(logit - peak) over the row; NaN or infinite where a logit is NaN or +inf."""
+        """Sum of exp(logit - peak) over the row."""
         with np.errstate(over="ignore", invalid="ignore"):
             return float((np.exp(self.best[:, 0].astype(np.float64) - peak) * self.sums).sum())

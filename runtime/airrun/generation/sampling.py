@@ -179,33 +179,27 @@ class Sampler:
 
     def _lead(self, leaders: Leaders) -> _Weights | None:
         """`_weigh` of the row that these are the leaders of; None where they do not decide it."""
-        bound, k = leaders.bound, self.config.top_k
-        ids, logits = self._known(leaders, bound)
-        if not len(ids):
-            return None
-        peak = float(logits.max())
-        mass = leaders.mass(peak)
-        if not math.isfinite(mass):
-            return None
+        k = self.config.top_k
         limited = 0 < k < self.n_vocab
-        enough = limited and len(ids) >= k
-        if enough:
-            few = logits >= np.partition(logits, len(ids) - k)[len(ids) - k]
-            ids, logits = ids[few], logits[few]
+        ids, logits = self._known(leaders, leaders.floor(k + len(leaders.watched) if limited else 0))
+        if not (len(ids) and leaders.sound):
+            return None
         order = np.argsort(ids)
         ids, logits = ids[order], logits[order]
+        best = int(logits.argmax())
         if self._random is None:
-            return ids[[logits.argmax()]], np.ones(1)
-        if enough or bound == -math.inf:
+            return ids[[best]], np.ones(1)
+        peak = float(logits[best])
+        if (limited and len(ids) >= k) or leaders.bound == -math.inf:
             kept = _top_k(logits, k)
             return self._cut(ids[kept], logits[kept], peak)
         if limited and self.config.top_p < 1.0:
             return None
-        return self._lead_by_mass(leaders, ids, logits, peak, mass)
+        return self._lead_by_mass(leaders, ids, logits, peak)
 
-    def _known(self, leaders: Leaders, bound: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """All tokens whose logits, corrected, exceed the bound, and these logits."""
-        above = leaders.best > bound
+    def _known(self, leaders: Leaders, floor: np.float32) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """All tokens whose logits, corrected, reach the floor, and these logits."""
+        above = leaders.best >= floor
         ids, logits = leaders.tokens[above].astype(np.intp), leaders.best[above]
         if self._edits:
             watched = leaders.watched
@@ -215,15 +209,15 @@ class Sampler:
             self._scratch[watched] = leaders.seen
             self._edit(self._scratch)
             corrected = self._scratch[watched]
-            above = corrected > bound
+            above = corrected >= floor
             ids = np.concatenate((ids[others], watched[above].astype(np.intp)))
             logits = np.concatenate((logits[others], corrected[above]))
         return ids, logits
 
     def _lead_by_mass(
-        self, leaders: Leaders, ids: NDArray[np.intp], logits: NDArray[np.float32], peak: float, mass: float
+        self, leaders: Leaders, ids: NDArray[np.intp], logits: NDArray[np.float32], peak: float
     ) -> _Weights | None:
-        """`_lead` where top-k does not decide: by how much of the whole `mass` the tokens have, and by min-p."""
+        """`_lead` where top-k does not decide: by how much of the whole mass the tokens have, and by min-p."""
         config, n = self.config, len(ids)
         values = logits.astype(np.float64) - peak
         least = most = n + 1  # bounds of how many are kept; n + 1 is any number that the leaders do not tell
@@ -233,7 +227,10 @@ class Sampler:
             if self._edits:
                 before = float(np.exp(leaders.seen.astype(np.float64) - peak).sum())
                 after = float(np.exp(self._scratch[leaders.watched].astype(np.float64) - peak).sum())
+            mass = leaders.mass(peak)
             total, doubt = mass - before + after, MASS_ERROR * (mass + after)
+            if not math.isfinite(total):  # what a bias forbids was all there was
+                return None
             least, most = (int(cumulative.searchsorted(config.top_p * (total + d))) + 1 for d in (-doubt, doubt))
         if config.min_p > 0.0 and leaders.bound - peak < math.log(config.min_p):
             likely = int(np.count_nonzero(values >= math.log(config.min_p)))
@@ -250,8 +247,12 @@ def _nucleus(
 
     Only as many as are needed are put in order, in rising numbers: of a whole vocabulary nearly always a few.
     """
-    wanted = share * float(np.exp(values).sum())
     n, few = len(ids), _FEW
+    if n <= few:
+        first, ranked, cumulative = _ranked(ids, values)
+        kept = int(cumulative.searchsorted(share * cumulative[-1])) + 1
+        return first[:kept], ranked[:kept]
+    wanted = share * float(np.exp(values).sum())
     while few < n:
         near = values >= np.partition(values, n - few)[n - few]
         first, ranked, cumulative = _ranked(ids[near], values[near])
