@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu import PROMPT, measure
+from gpu_speed import PROMPT, measure
 from synthetic import SHAPES, write_model
 
 _KINDS = {"q4_k": "Q4_K", "q6_k": "Q6_K"}
