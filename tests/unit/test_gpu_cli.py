@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from test_gpu_tiers import least
 
 import airrun.cuda.driver
 import airrun.cuda.engine
+from aircompile.build_command import _summary
 from airrun import Engine
 from airrun.cli import main
 from airrun.commands.options import OPTIONS
@@ -148,3 +150,10 @@ def test_a_failing_kernel(run: Run, monkeypatch: pytest.MonkeyPatch, zero: tuple
     assert (status, out) == (1, "") and err.count("\n") == 1
     assert err.startswith("error: step layers.0.gated (layer 0): ") and "illegal_address" in err
     assert ("could not be filled with zeros" in err) == bool(zero)
+
+
+def test_a_build_ends_with_what_to_expect_on_each_gpu(plan: Path) -> None:
+    first, *lines = _summary(plan, 1.0).splitlines()
+    assert first.endswith(" kernels") and len(lines) == 2
+    for target, line in zip("ab", lines, strict=True):
+        assert re.fullmatch(rf"  on {target} predicted \d+ tokens/s, bound by vram", line)
