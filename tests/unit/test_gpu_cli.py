@@ -145,7 +145,7 @@ def test_too_little_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("zero", [(), ("--zero-memory",)])
 def test_a_failing_kernel(run: Run, monkeypatch: pytest.MonkeyPatch, zero: tuple[str, ...]) -> None:
     """Its step is named though nothing can be done on the device afterwards."""
-    monkeypatch.setattr(FakeDevice, "failing", "gated_silu")
+    monkeypatch.setattr(FakeDevice, "failing", "gated")
     status, out, err = run("-p", "a", "-n", "1", "--check-steps", *zero)
     assert (status, out) == (1, "") and err.count("\n") == 1
     assert err.startswith("error: step layers.0.gated (layer 0): ") and "illegal_address" in err
