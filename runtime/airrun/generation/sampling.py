@@ -225,8 +225,11 @@ class Sampler:
             ids, values, cumulative = _ranked(ids, values)
             before = after = 0.0
             if self._edits:
-                before = float(np.exp(leaders.seen.astype(np.float64) - peak).sum())
-                after = float(np.exp(self._scratch[leaders.watched].astype(np.float64) - peak).sum())
+                corrected = self._scratch[leaders.watched]
+                with np.errstate(over="ignore"):
+                    before, after = (
+                        float(np.exp(x.astype(np.float64) - peak).sum()) for x in (leaders.seen, corrected)
+                    )
             mass = leaders.mass(peak)
             total, doubt = mass - before + after, MASS_ERROR * (mass + after)
             if not math.isfinite(total):  # what a bias forbids was all there was
