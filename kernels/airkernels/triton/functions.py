@@ -23,7 +23,8 @@ def apply(x, FUNCTION: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.con
     if FUNCTION == "silu":
         y = _sigmoid_times(x, x)
     elif FUNCTION == "gelu":
-        y = 0.5 * x * (1.0 + _erf(x * _SQRT_HALF))
+        # far below 0, what rounding leaves of the last factor must not be made large
+        y = 0.5 * tl.maximum(x, -2.0 * _ERF_LIMIT) * (1.0 + _erf(x * _SQRT_HALF))
     elif FUNCTION == "gelu_tanh":
         y = _sigmoid_times(x, x * (1.0 + 0.044715 * x * x) * _GELU)
     elif FUNCTION == "gelu_quick":
