@@ -143,7 +143,9 @@ class DeviceLowering:
 
     def rows_as(self, operator: Operator, value: str, kind: RowKind) -> Pointer:
         """A value as rows of a kind, converted once where it is stored in another."""
-        if self.kind(self.place_of(value)[0]) == kind or (kind.kind, kind.block) == ("f32", 1):
+        # parts of wider rows are further apart than a product takes its rows to be
+        fits = 4 * self.stride_of(value) == kind.layout.nbytes
+        if fits and (self.kind(self.place_of(value)[0]) == kind or (kind.kind, kind.block) == ("f32", 1)):
             return self.value(value)
         assert self.kind(value).kind == "f32", f"{value} is stored for other matrices"
         name = f"{value}.{kind.kind}.{kind.block}"

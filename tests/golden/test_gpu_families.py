@@ -80,6 +80,15 @@ def test_families_are_lowered_or_refused(tmp_path: Path, name: str) -> None:
         assert len(low.calls) > 10, phase
 
 
+def test_parts_of_rows_are_copied_for_float_products(tmp_path: Path) -> None:
+    """The low-rank product of gemma 3n is part of the rows of one that was fused, and the next one's input."""
+    path = tmp_path / "model.gguf"
+    MODELS["gemma3n"].write(path)
+    graph = run_passes(build_graph(read_gguf(path)), PassOptions("f32"))
+    for low in lower_for_device(graph, plan_caches(graph, "f32", 128), exact=True).values():
+        assert {f"layers.{i}.laurel_l.f32.1" for i in range(5)} <= set(low.converted)
+
+
 HEADS = {"attention__key_length": HEAD_DIM, "attention__value_length": HEAD_DIM}
 BIASES = {
     "attn_q": (Q,),

@@ -65,7 +65,7 @@ def _weigh(low: DeviceLowering, weights: list[str], nothing: Pointer) -> tuple[P
 def _dispatch(low: DeviceLowering, operator: Operator, op: Dispatch) -> None:
     (source, order, *weights), (out,) = operator.inputs, operator.outputs
     x = low.value(source)
-    assert low.kind(source) == low.kind(out) and low.place_of(source)[1] == 0
+    assert low.kind(source) == low.kind(out) and low.stride_of(source) == low.stride_of(out)
     weight, weight_stride = _weigh(low, weights, x)
     n_words = low.stride_of(source)
     spec = DispatchSpec(op.n_used, n_words, weight_stride)

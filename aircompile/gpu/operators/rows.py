@@ -48,7 +48,7 @@ def _quantize(low: DeviceLowering, operator: Operator, op: Quantize) -> None:
 @lowers(SelectRows)
 def _select_rows(low: DeviceLowering, operator: Operator, op: SelectRows) -> None:
     (source,), (out,) = operator.inputs, operator.outputs
-    assert low.kind(source) == low.kind(out) and low.place_of(source)[1] == 0
+    assert low.kind(source) == low.kind(out) and low.stride_of(source) == low.stride_of(out)
     spec = SelectSpec(low.stride_of(source))
     extents = [low.rows(out), Axis(1, "fixed", low.stride_of(source))]
     low.emit(operator, spec, extents, [low.value(source), input_array("output_rows"), low.value(out)])
