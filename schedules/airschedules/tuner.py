@@ -113,7 +113,7 @@ def _compile(task: MatmulTask, isa: VectorIsa, schedules: Iterable[MatmulSchedul
     path = folder / "candidates.so"
     compile_kernels(programs, isa).export_library(str(path))
     library = ctypes.CDLL(str(path))
-    data = _Data(task, shape, fmt, n_tokens)
+    data = _Data(task, shape, isa, fmt, n_tokens)
     return [
         _Candidate(schedule, data.caller(getattr(library, name)), data.n_operations)
         for schedule, name in zip(schedules, programs, strict=True)
@@ -123,7 +123,7 @@ def _compile(task: MatmulTask, isa: VectorIsa, schedules: Iterable[MatmulSchedul
 class _Data:
     """Random operands of one product."""
 
-    def __init__(self, task: MatmulTask, shape: MatmulShape, fmt: BlockFormat, n_tokens: int) -> None:
+    def __init__(self, task: MatmulTask, shape: MatmulShape, isa: VectorIsa, fmt: BlockFormat, n_tokens: int) -> None:
         rng = np.random.default_rng(0)
         layout = PanelLayout(fmt, task.n_cols)
         self.n_panels = -(-shape.n_rows // PANEL)
@@ -136,7 +136,7 @@ class _Data:
         self.x = Region(rows.nbytes)
         self.x.bytes[: rows.nbytes] = rows.reshape(-1)
         self.out = Region(4 * n_tokens * shape.out_stride)
-        self.scratch = Region(scratch_nbytes(fmt, task.n_cols))
+        self.scratch = Region(scratch_nbytes(isa, fmt, task.n_cols))
         self.n_tokens = n_tokens
         self.n_operations = 2.0 * shape.n_rows * task.n_cols * n_tokens * self.copies
 

@@ -98,7 +98,7 @@ def build_ours(fmt: BlockFormat, level: str, tokens: int, folder: Path) -> Path:
     sizes = defines(
         PANEL_NBYTES=PanelLayout(fmt, COLUMNS).nbytes,
         X_NBYTES=tokens * QuantizedRow(COLUMNS, 2).nbytes,
-        SCRATCH=scratch_nbytes(fmt, COLUMNS),
+        SCRATCH=scratch_nbytes(isa, fmt, COLUMNS),
         TOKENS=tokens,
     )
     out = folder / "ours"

@@ -28,6 +28,7 @@ ARM_LEVELS = [name for name, isa in ISAS.items() if isa.arch == "aarch64"]
 INTEGERS = [name for name, fmt in FORMATS.items() if isinstance(fmt, BlockFormat)]
 SAMPLE = {
     ("armv8-a+i8mm", "Q4_K"),
+    ("armv8-a+i8mm", "Q8_0"),
     ("armv8-a+dotprod", "Q4_0"),
     ("armv8-a+dotprod", "IQ4_NL"),
     ("armv8-a+dotprod", "Q5_0"),
@@ -86,7 +87,7 @@ def test_products_have_the_same_bits_as_here(level: str, name: str, tmp_path: Pa
             "tiled": matmul_int("tiled", isa, fmt, shape, MatmulSchedule(5, 3)),
         }
 
-    scratch = scratch_nbytes(fmt, n_cols)
+    scratch = scratch_nbytes(ISAS[level], fmt, n_cols)
     program = compiled_elsewhere(level, programs(level), tmp_path)
     theirs = on_arm(program, level, raw, rows, (layout.nbytes, -(-scratch // 64) * 64), tmp_path)
 

@@ -162,7 +162,7 @@ class Products:
         self.scratch_nbytes = max(matmul_float.scratch_nbytes(fmt, n), 64)
         if digits:
             assert isinstance(fmt, BlockFormat)
-            self.scratch_nbytes = matmul_int.scratch_nbytes(fmt, n)
+            self.scratch_nbytes = matmul_int.scratch_nbytes(isa, fmt, n)
 
     def bank(self, rng: np.random.Generator, n: int) -> tuple[Memory, Doubles]:
         """Panels of n matrices, and their values."""

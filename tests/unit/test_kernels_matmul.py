@@ -107,7 +107,7 @@ class Product:
         self.scratch_nbytes = 64
         if quantized:
             assert isinstance(fmt, BlockFormat)
-            self.scratch_nbytes = scratch_nbytes(fmt, n_cols)
+            self.scratch_nbytes = scratch_nbytes(isa, fmt, n_cols)
             for symbol, shape, schedule in (
                 ("one", added, MatmulSchedule(1)),
                 ("tiled", added, MatmulSchedule(4, 3 if name in ALL_LEVELS else 2)),
@@ -280,7 +280,7 @@ def test_every_schedule_gives_the_same_bits(level: str, name: str, tmp_path: Any
         first = None
         for i, schedule in enumerate(schedules):
             out = Memory(4 * n * STRIDE)
-            scratch = Memory(scratch_nbytes(fmt, n_cols))
+            scratch = Memory(scratch_nbytes(vector_isa(level), fmt, n_cols))
             kernels(f"s{i}", panels, Memory(rows), out, *[None] * 4, scratch, n=n, end=n_panels(N_ROWS))
             got = out.view(np.uint32, n, STRIDE)[:, :N_ROWS].copy()
             first = got if first is None else first

@@ -6,9 +6,9 @@ each group and the block's own scale once, so that products are scaled once a bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tvm import tirx
 
@@ -31,10 +31,15 @@ class Group(Protocol):
     ----------
     index
         Its number in a row.
+    n_words
+        Its vectors of codes.
     """
 
     @property
     def index(self) -> Expr: ...
+
+    @property
+    def n_words(self) -> int: ...
 
     def word(self, number: int) -> Codes: ...
 
@@ -84,6 +89,14 @@ class PackedPanel:
         return self.fmt.groups_of_words if self.isa.anchors else 1
 
     @property
+    def rows(self) -> int:
+        return self.isa.lanes
+
+    @property
+    def n_words(self) -> int:
+        return self.fmt.group // WORD
+
+    @property
     def fmt(self) -> BlockFormat:
         assert isinstance(self.layout.fmt, BlockFormat)
         return self.layout.fmt
@@ -130,6 +143,10 @@ class _PackedGroup:
     reader: PanelReader
     number: int
 
+    @property
+    def n_words(self) -> int:
+        return self.panel.n_words
+
     def again(self) -> _PackedGroup:
         return replace(self, reader=self.reader.again())
 
@@ -167,6 +184,7 @@ class UnpackedPanel:
     """
 
     together = 1
+    floats_of_group: ClassVar[int] = PANEL
 
     def __init__(self, isa: VectorIsa, fmt: BlockFormat, n_cols: int, base: Expr, first_row: int) -> None:
         self.isa, self.fmt, self.first_row = isa, fmt, first_row
@@ -175,26 +193,35 @@ class UnpackedPanel:
         self.floats = Region(base, "float32")
         n_groups = n_cols // fmt.group
         self.scales = n_cols // WORD * PANEL
-        self.minima = self.scales + n_groups * PANEL
-        self.block_scales = self.minima + (n_groups * PANEL if fmt.has_minimum else 0)
-        self.block_minima = self.block_scales + self.n_steps * PANEL
+        width = self.floats_of_group
+        self.minima = self.scales + n_groups * width
+        self.block_scales = self.minima + (n_groups * width if fmt.has_minimum else 0)
+        self.block_minima = self.block_scales + self.n_steps * width
 
-    @staticmethod
-    def nbytes(fmt: BlockFormat, n_cols: int) -> int:
+    @classmethod
+    def nbytes(cls, fmt: BlockFormat, n_cols: int) -> int:
         """Scratch bytes for one worker."""
         planes = 2 if fmt.has_minimum else 1
         n_blocks = n_cols // fmt.block if isinstance(fmt, SuperBlockFormat) else 0
-        return PANEL * (n_cols + 4 * planes * (n_cols // fmt.group + n_blocks))
+        return PANEL * n_cols + 4 * cls.floats_of_group * planes * (n_cols // fmt.group + n_blocks)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a vector."""
+        return self.isa.lanes
+
+    @property
+    def n_words(self) -> int:
+        """Vectors of codes in a group."""
+        return self.fmt.group // WORD
 
     def fill(self, source: PackedPanel) -> None:
         with loop(source.n_steps) as index:
             step = source.step(index)
             for group in step.groups(0):
-                n_words = self.fmt.group // WORD
-                for w in range(n_words):
-                    codes, shift = group.word(w)
-                    plain = codes >> shift if shift else codes
-                    self.codes.store((group.index * n_words + w) * PANEL + self.first_row, plain)
+                words = (group.word(w) for w in range(self.fmt.group // WORD))
+                first = group.index * (self.fmt.group // WORD * PANEL)
+                self._store_codes(first, (codes >> shift if shift else codes for codes, shift in words))
                 self._store(self.scales, group.index, group.scale())
                 if self.fmt.has_minimum:
                     self._store(self.minima, group.index, group.minimum())
@@ -202,6 +229,14 @@ class UnpackedPanel:
                 self._store(self.block_scales, index, step.block_scale())
                 if self.fmt.has_minimum:
                     self._store(self.block_minima, index, step.block_minimum())
+
+    def _store_codes(self, first: Expr, words: Iterator[Expr]) -> None:
+        for w, codes in enumerate(words):
+            self.codes.store(first + self.place(w), codes)
+
+    def place(self, word: int) -> int:
+        """Where a word of a group is, after the group's first."""
+        return word * PANEL + self.first_row
 
     def _store(self, plane: int, index: Expr, value: Expr) -> None:
         self.floats.store(plane + index * PANEL + self.first_row, value)
@@ -251,11 +286,15 @@ class _UnpackedGroup:
             codes, first = Region(anchored(byte_offset(codes.base, first * codes.itemsize)), codes.dtype), 0
         return cls(index, panel, codes, first)
 
+    @property
+    def n_words(self) -> int:
+        return self.panel.n_words
+
     def again(self) -> _UnpackedGroup:
         return _UnpackedGroup.at(self.panel, self.index)
 
     def word(self, number: int) -> Codes:
-        return self.codes.load(self.first + number * PANEL + self.panel.first_row, self.panel.isa.lanes), 0
+        return self.codes.load(self.first + self.panel.place(number), self.panel.isa.lanes), 0
 
     def scale(self) -> Expr:
         return self.panel.load(self.panel.scales, self.index)

@@ -6,7 +6,7 @@ same in every lane. Digits are at most 127 in magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -30,9 +30,11 @@ class DotSum(Protocol):
 
 
 class Dot(Protocol):
-    """An instruction set's way of making such sums; `in_one` where one instruction multiplies and adds a word."""
+    """An instruction set's way of making such sums; `in_one` where one instruction multiplies and adds a word,
+    `n_tokens` are those of a sum."""
 
     in_one: ClassVar[bool]
+    n_tokens: ClassVar[int]
 
     def is_centred(self, code_max: int) -> bool:
         """Whether codes up to this are wanted as signed bytes, less 128."""
@@ -40,14 +42,15 @@ class Dot(Protocol):
     def takes(self, code_max: int) -> bool:
         """Whether codes may stay in place, so that the largest is this, or are better shifted down first."""
 
-    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
-        """What gives digits in every lane: those of word 0, 1, 2 ... from the `first` on."""
+    def digits(self, words: Region, firsts: Sequence[Expr], lanes: int) -> Callable[[int], Expr]:
+        """What gives digits in every lane: those of word 0, 1, 2 ... from the first on, of each token of a sum."""
 
     def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
         """A sum that begins with these, int32 x lanes, for codes up to `code_max` or centred ones."""
 
 
-def _splat_digits(words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
+def _splat_digits(words: Region, firsts: Sequence[Expr], lanes: int) -> Callable[[int], Expr]:
+    [first] = firsts
     return lambda w: let(splat(words.load(first + w), lanes))
 
 
@@ -56,6 +59,7 @@ class Vpdpbusd:
     """AVX-512 VNNI and AVX-VNNI: four products a lane in one instruction, of any code."""
 
     in_one: ClassVar[bool] = True
+    n_tokens: ClassVar[int] = 1
 
     def is_centred(self, code_max: int) -> bool:
         return False
@@ -63,8 +67,8 @@ class Vpdpbusd:
     def takes(self, code_max: int) -> bool:
         return True
 
-    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
-        return _splat_digits(words, first, lanes)
+    def digits(self, words: Region, firsts: Sequence[Expr], lanes: int) -> Callable[[int], Expr]:
+        return _splat_digits(words, firsts, lanes)
 
     def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
         return _VpdpbusdSum(initial)
@@ -93,6 +97,7 @@ class Pmaddubsw:
     """
 
     in_one: ClassVar[bool] = False
+    n_tokens: ClassVar[int] = 1
 
     def is_centred(self, code_max: int) -> bool:
         return code_max > MOST_SIGNED
@@ -100,8 +105,8 @@ class Pmaddubsw:
     def takes(self, code_max: int) -> bool:
         return _words_at_once(code_max) > 1
 
-    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
-        return _splat_digits(words, first, lanes)
+    def digits(self, words: Region, firsts: Sequence[Expr], lanes: int) -> Callable[[int], Expr]:
+        return _splat_digits(words, firsts, lanes)
 
     def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
         return _PmaddubswSum(initial, code_max, is_centred)

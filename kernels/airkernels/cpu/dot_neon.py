@@ -6,7 +6,7 @@ that take one word of a register spread it over the lanes themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +37,7 @@ class Sdot:
     """The dot product extension: four products of signed bytes a lane in one instruction."""
 
     in_one: ClassVar[bool] = True
+    n_tokens: ClassVar[int] = 1
 
     def is_centred(self, code_max: int) -> bool:
         return code_max > MOST_SIGNED
@@ -44,7 +45,8 @@ class Sdot:
     def takes(self, code_max: int) -> bool:
         return code_max <= MOST_SIGNED
 
-    def digits(self, words: Region, first: Expr, lanes: int) -> Callable[[int], Expr]:
+    def digits(self, words: Region, firsts: Sequence[Expr], lanes: int) -> Callable[[int], Expr]:
+        [first] = firsts
         return _spread_digits(words, first)
 
     def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
@@ -52,18 +54,55 @@ class Sdot:
 
 
 class _FourProducts:
+    """Sums that a register of codes and one of digits are multiplied and added to by one instruction."""
+
     def __init__(self, initial: Expr) -> None:
         self._parts = registers(initial)
 
     def add(self, codes: Expr, digits: Expr) -> None:
         digits = bits(digits, "int8x16")
         self._parts = [
-            let(llvm("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", part, bits(each, "int8x16"), digits))
+            let(self._multiply_add(part, bits(each, "int8x16"), digits))
             for part, each in zip(self._parts, registers(codes), strict=True)
         ]
 
+    def _multiply_add(self, part: Expr, codes: Expr, digits: Expr) -> Expr:
+        # in this order: only of the second factor may a word be taken for all lanes
+        return llvm("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", part, codes, digits)
+
     def total(self) -> Expr:
         return join(self._parts)
+
+
+@dataclass(frozen=True)
+class Smmla(Sdot):
+    """The matrix extension: products of two rows with two tokens, of eight codes each, in one instruction.
+
+    Lanes of a register: the first token with the first row and with the second, then the second token.
+    """
+
+    n_tokens: ClassVar[int] = 2
+
+    def digits(self, words: Region, firsts: Sequence[Expr], lanes: int) -> Callable[[int], Expr]:
+        loaded: list[Expr] = []
+
+        def word(w: int) -> Expr:
+            """Two words of each token."""
+            both, half = divmod(w, 2)
+            if both == len(loaded):
+                tokens = [words.load(first + both * _WORDS, _WORDS) for first in firsts]
+                loaded.append(let(tirx.Shuffle([let(join(tokens))], [0, 1, 4, 5, 2, 3, 6, 7])))
+            return (tirx.vectorhigh if half else tirx.vectorlow)("int32x4", loaded[both])
+
+        return word
+
+    def start(self, initial: Expr, code_max: int, is_centred: bool) -> DotSum:
+        return _PairsOfEight(initial)
+
+
+class _PairsOfEight(_FourProducts):
+    def _multiply_add(self, part: Expr, codes: Expr, digits: Expr) -> Expr:
+        return llvm("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", part, digits, codes)
 
 
 @dataclass(frozen=True)

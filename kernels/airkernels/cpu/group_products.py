@@ -10,7 +10,7 @@ from operator import or_
 
 from airkernels.cpu.activations import SHIFT
 from airkernels.cpu.decoded import Codes, Group
-from airkernels.cpu.dot import CENTRE, DotSum
+from airkernels.cpu.dot import CENTRE, Dot, DotSum
 from airkernels.cpu.isa import VectorIsa
 from airkernels.cpu.program import Expr, Region, let, when, zeros
 from airkernels.cpu.row_tile import RowTile
@@ -29,6 +29,7 @@ class GroupProducts:
     """Products with groups of a format; `digits` of each activation are taken."""
 
     isa: VectorIsa
+    dot: Dot
     fmt: BlockFormat
     digits: int
 
@@ -61,7 +62,7 @@ class GroupProducts:
     def _products(
         self, batch: Sequence[Vectors], words: Sequence[Iterable[Word]], rows: RowTile, digit: int
     ) -> list[Expr]:
-        sums = [_GroupSums(self.isa, self.fmt, groups[0].index, len(groups), rows, digit) for groups in batch]
+        sums = [_GroupSums(self.isa, self.dot, self.fmt, groups[0].index, len(groups), rows, digit) for groups in batch]
         for w, some in enumerate(zip(*words, strict=True)):
             for codes, of_group in zip(some, sums, strict=True):
                 of_group.add(w, codes)
@@ -74,7 +75,7 @@ class GroupProducts:
             codes, shift = group.word(number)
             return let(codes), shift
 
-        numbers = range(self.fmt.group // WORD)
+        numbers = range(groups[0].n_words)
         if self.isa.anchors:
             return ([bound(group, w) for group in groups] for w in numbers)
         return list(zip(*([bound(group, w) for w in numbers] for group in groups), strict=True))
@@ -88,6 +89,7 @@ class _GroupSums:
     """
 
     isa: VectorIsa
+    dot: Dot
     fmt: BlockFormat
     index: Expr
     n_vectors: int
@@ -97,8 +99,8 @@ class _GroupSums:
 
     def __post_init__(self) -> None:
         first = self.index * (self.fmt.group // WORD) + self.digit * (self.rows.layout.n // WORD)
-        starts = [t * self.rows.stride + first for t in range(self.rows.n)]
-        self._digits = [self.isa.dot.digits(self.rows.words, start, self.isa.lanes) for start in starts]
+        starts = [[first + at for at in together] for together in self.rows.starts]
+        self._digits = [self.dot.digits(self.rows.words, each, self.isa.lanes) for each in starts]
 
     def add(self, w: int, words: Word) -> None:
         """Add the products of word `w` of each vector, which is shifted so far."""
@@ -111,7 +113,7 @@ class _GroupSums:
                 sums[t].add(word, x)
 
     def _start(self, shift: int) -> list[list[DotSum]]:
-        dot, n = self.isa.dot, self.rows.n
+        dot, n = self.dot, self.rows.n
         is_centred = dot.is_centred(self.fmt.code_max)
         starts = [zeros("int32", self.isa.lanes)] * n
         zero_point = self.fmt.zero_point - (CENTRE if is_centred else 0)

@@ -5,10 +5,10 @@ The names are those of `airrun.machine.isa`, whose table says which CPU features
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airkernels.cpu.dot import Dot, Pmaddubsw, Vpdpbusd
-from airkernels.cpu.dot_neon import Sdot, Smlal
+from airkernels.cpu.dot_neon import Sdot, Smlal, Smmla
 from airkernels.cpu.program import Expr, lanes_of, llvm
 
 PANEL = 16
@@ -39,6 +39,8 @@ class VectorIsa:
         Whether multiply-add rounds once.
     half
         Whether the CPU converts half-precision floats.
+    pairs
+        How products of two rows with two tokens are added, where the CPU makes those at once.
     prefetch
         Bytes ahead of its use at which packed weights are prefetched; 0 leaves it to the hardware. No property of an
         instruction set but of the processor behind it (`airrun.machine.profile.Cpu`).
@@ -54,6 +56,7 @@ class VectorIsa:
     fma: bool
     half: bool
     prefetch: int = 0
+    pairs: Dot | None = None
 
     @property
     def shifts_bytes(self) -> bool:
@@ -88,6 +91,6 @@ X86_64_V4 = VectorIsa("x86-64-v4", "x86_64", "x86-64-v4", ("+avx512vnni",), 16, 
 _NEON = ("+neon",)
 ARMV8 = VectorIsa("armv8-a", "aarch64", "generic", _NEON, 16, 8, Smlal(), True, True)
 ARMV8_DOTPROD = VectorIsa("armv8-a+dotprod", "aarch64", "generic", (*_NEON, "+dotprod"), 16, 8, Sdot(), True, True)
-ARMV8_I8MM = VectorIsa("armv8-a+i8mm", "aarch64", "generic", (*_NEON, "+dotprod", "+i8mm"), 16, 8, Sdot(), True, True)
+ARMV8_I8MM = replace(ARMV8_DOTPROD, name="armv8-a+i8mm", attributes=(*ARMV8_DOTPROD.attributes, "+i8mm"), pairs=Smmla())
 
 ISAS = {isa.name: isa for isa in (X86_64_V2, X86_64_V3, X86_64_V3_VNNI, X86_64_V4, ARMV8, ARMV8_DOTPROD, ARMV8_I8MM)}

@@ -30,8 +30,10 @@ from tvm import tirx
 
 from airkernels.cpu.activations import QuantizedRow
 from airkernels.cpu.decoded import DecodedPanel, Group, PackedPanel, Step, UnpackedPanel
+from airkernels.cpu.dot import Dot
 from airkernels.cpu.group_products import GroupProducts
 from airkernels.cpu.isa import PANEL, VectorIsa
+from airkernels.cpu.paired import PairedPanel, of_tokens
 from airkernels.cpu.panels import Panel, PanelLayout
 from airkernels.cpu.program import (
     Expr,
@@ -47,7 +49,7 @@ from airkernels.cpu.program import (
     when,
     zeros,
 )
-from airkernels.cpu.row_tile import RowTile
+from airkernels.cpu.row_tile import RowTile, starts_of
 from airkernels.formats import BlockFormat
 from airkernels.formats.base import SuperBlockFormat
 
@@ -110,6 +112,7 @@ class _Tile:
     fmt: BlockFormat
     shape: MatmulShape
     kernel: Kernel
+    dot: Dot
 
     def emit(self, panels: Sequence[DecodedPanel], row: Expr, first_token: Expr, n: int) -> None:
         """`panels` are the vectors of rows from `row` on, of one panel."""
@@ -117,8 +120,9 @@ class _Tile:
         layout = QuantizedRow(self.shape.n_cols, self.shape.digits)
         base = byte_offset(self.kernel.pointers[1], cast(first_token, "int64") * (self.shape.step * layout.nbytes))
         stride = self.shape.step * layout.nbytes // 4
-        rows = RowTile(layout, self.fmt.group, Region(base, "int32"), Region(base, "float32"), stride, n, lanes)
-        n_sums = len(panels) * n
+        starts = starts_of(n, self.dot.n_tokens, stride)
+        rows = RowTile(layout, self.fmt.group, Region(base, "int32"), Region(base, "float32"), starts, lanes)
+        n_sums = len(panels) * rows.n
         together = panels[0].together
         acc, totals = local("float32", n_sums * lanes), local("int32", together * n_sums * lanes)
         part = local("float32", n_sums * lanes) if isinstance(self.fmt, SuperBlockFormat) else None
@@ -129,10 +133,13 @@ class _Tile:
                 self._plain_step(steps, acc, totals, rows)
             else:
                 self._step_with_factors(steps, acc, part, totals, rows, together)
-        for t in range(n):
-            for v in range(len(panels)):
-                value = acc.load((v * n + t) * lanes, lanes)
-                store_row(self.shape, self.kernel, value, first_token + t, row + v * lanes)
+        for i in range(rows.n):
+            for v, panel in enumerate(panels):
+                value = acc.load((v * rows.n + i) * lanes, lanes)
+                values = [value] if self.dot.n_tokens == 1 else of_tokens(value)
+                first = self.dot.n_tokens * i
+                for t, each in enumerate(values[: n - first], first):
+                    store_row(self.shape, self.kernel, each, first_token + t, row + v * panel.rows)
 
     def _plain_step(self, steps: Sequence[Step], acc: Region, totals: Region, rows: RowTile) -> None:
         for groups in zip(*(step.groups(0) for step in steps), strict=True):
@@ -187,7 +194,7 @@ class _Tile:
 
     @cached_property
     def _products(self) -> GroupProducts:
-        return GroupProducts(self.isa, self.fmt, self.shape.digits)
+        return GroupProducts(self.isa, self.dot, self.fmt, self.shape.digits)
 
     def _product(self, totals: Region, at: int) -> Expr:
         return cast(self._load(totals, at), "float32")
@@ -256,7 +263,7 @@ def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: Matm
     layout = PanelLayout(fmt, shape.n_cols)
 
     def body(k: Kernel) -> None:
-        tile = _Tile(isa, fmt, shape, k)
+        tile = _Tile(isa, fmt, shape, k, isa.dot)
         first_rows = range(0, PANEL, isa.lanes)
 
         def packed(index: Expr) -> list[PackedPanel]:
@@ -268,18 +275,22 @@ def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: Matm
                 for_each_tile(k.n_tokens, size, partial(tile.emit, packed(index), index * PANEL))
 
         def unpack() -> None:
-            scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes(fmt, shape.n_cols))
-            at_once = panels_at_once(fmt, shape.n_cols)
+            scratch = byte_offset(k.pointers[7], cast(k.worker, "int64") * scratch_nbytes(isa, fmt, shape.n_cols))
+            at_once = panels_at_once(isa, fmt, shape.n_cols)
+            kind = unpacked_kind(isa)
+            tile = _Tile(isa, fmt, shape, k, isa.pairs or isa.dot)
 
             def unpacked(panel: Expr) -> list[UnpackedPanel]:
-                base = byte_offset(scratch, panel * UnpackedPanel.nbytes(fmt, shape.n_cols))
-                return [UnpackedPanel(isa, fmt, shape.n_cols, base, first_row) for first_row in first_rows]
+                base = byte_offset(scratch, panel * kind.nbytes(fmt, shape.n_cols))
+                rows = range(0, PANEL, PANEL // 2) if isa.pairs else first_rows
+                return [kind(isa, fmt, shape.n_cols, base, first_row) for first_row in rows]
 
             with loop(tirx.indexdiv(k.end - k.begin + at_once - 1, at_once)) as some:
                 first = let(k.begin + some * at_once)
                 n_panels = let(tirx.min(k.end - first, at_once))
                 with loop(n_panels) as panel:
-                    for target, source in zip(unpacked(panel), packed(first + panel), strict=True):
+                    # the first half of a panel for pairs fills the other as well
+                    for target, source in zip(unpacked(panel), packed(first + panel), strict=False):
                         target.fill(source)
 
                 def emit(token: Expr, n: int) -> None:
@@ -300,17 +311,21 @@ def product(isa: VectorIsa, fmt: BlockFormat, shape: MatmulShape, schedule: Matm
     return body
 
 
-def panels_at_once(fmt: BlockFormat, n_cols: int) -> int:
+def unpacked_kind(isa: VectorIsa) -> type[UnpackedPanel]:
+    return PairedPanel if isa.pairs else UnpackedPanel
+
+
+def panels_at_once(isa: VectorIsa, fmt: BlockFormat, n_cols: int) -> int:
     """How many panels are unpacked together: a tile's activations are then read once for all of them.
 
     They are read again for every tile, so together they should stay in the second-level cache.
     """
-    return max(1, min(_MOST_PANELS, _UNPACKED_NBYTES // UnpackedPanel.nbytes(fmt, n_cols)))
+    return max(1, min(_MOST_PANELS, _UNPACKED_NBYTES // unpacked_kind(isa).nbytes(fmt, n_cols)))
 
 
-def scratch_nbytes(fmt: BlockFormat, n_cols: int) -> int:
+def scratch_nbytes(isa: VectorIsa, fmt: BlockFormat, n_cols: int) -> int:
     """Scratch bytes of a worker that unpacks."""
-    return panels_at_once(fmt, n_cols) * UnpackedPanel.nbytes(fmt, n_cols)
+    return panels_at_once(isa, fmt, n_cols) * unpacked_kind(isa).nbytes(fmt, n_cols)
 
 
 def _largest_power(n: int) -> int:

@@ -63,7 +63,7 @@ class MatmulSpec(KernelSpec):
             return matmul_float.scratch_nbytes(fmt, self.matrix.n_cols)
         assert isinstance(fmt, BlockFormat)
         unpacks = schedule_matmul(self.task, isa).schedule.unpack_from > 0
-        return matmul_int.scratch_nbytes(fmt, self.matrix.n_cols) if unpacks else 0
+        return matmul_int.scratch_nbytes(isa, fmt, self.matrix.n_cols) if unpacks else 0
 
     def schedule(self, isa: VectorIsa) -> tuple[str, str]:
         decision = schedule_matmul(self.task, isa)
