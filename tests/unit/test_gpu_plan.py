@@ -138,7 +138,7 @@ def test_state_is_saved_and_restored(plan: Path) -> None:
 
 
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("fmt", ["F32", "F16", "BF16", "Q4_0", "Q5_1"])
+@pytest.mark.parametrize("fmt", ["F32", "F16", "BF16", "Q4_0", "Q5_1", "MXFP4"])
 def test_every_launch_fits_its_kernel(plan: Path, fmt: str, exact: bool) -> None:
     """Extents and tiles, operands and parameters agree in number, whatever the weights are in."""
     graph = build_graph(llama_model(tensors=llama_tensors(default=fmt, biases=("attn_q", "attn_v"))))

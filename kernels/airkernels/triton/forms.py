@@ -101,6 +101,8 @@ class GridForm(DeviceForm):
     """Indices as one string of bits."""
 
     index_bits: int
+    keeps_table: bool = True
+    """Whether products copy the table into shared memory; else it is read through the cache."""
 
     def index(self, r: Reader, point: int) -> Value:
         """Which point of the grid."""
@@ -196,6 +198,8 @@ class FourDimensions(SignedGridForm):
     """
 
     zero_point = -1
+    # on an H200 the copy costs as much as it spares or more; with eight dimensions it spares up to a third
+    keeps_table = False
 
     def __init__(self, source: SignedGrid) -> None:
         super().__init__(source)

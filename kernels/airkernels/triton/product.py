@@ -18,9 +18,9 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from airkernels.formats import BlockFormat
-from airkernels.formats.base import WORD
+from airkernels.formats.base import WORD, Table
 from airkernels.triton import intrinsics
-from airkernels.triton.forms import DeviceForm
+from airkernels.triton.forms import GridForm
 from airkernels.triton.layout import GROUP, RowLayout, count_units, padded
 from airkernels.triton.tiles import (
     BlockReader,
@@ -181,7 +181,8 @@ def _multiply(
     layout = RowLayout(kind, n_cols, fmt.block)
     planes = [Expr(tile, s) for tile in tiles]
     per_row = len(planes) // rows
-    readers = [BlockReader(fmt, planes[i * per_row : (i + 1) * per_row], table) for i in range(rows)]
+    kept = table if _kept_table(fmt) else None
+    readers = [BlockReader(fmt, planes[i * per_row : (i + 1) * per_row], kept) for i in range(rows)]
     mask = _exists(column, at, n_cols // fmt.block, columns, s)
     terms = _integer_terms if layout.digits else _float_terms
     totals = [Expr(tile, s) for tile in sums]
@@ -196,11 +197,13 @@ def _multiply(
 
 @device
 def _keep_table(entry: Any, format_name: str, _semantic: Any = None) -> Any:
-    """Copy the table of a format that has one; what `entry` of a reader needs to read from the copy."""
-    form = block_format(format_name)
-    if isinstance(form, DeviceForm) and form.table is not None:
-        return intrinsics.keep(form.table, _semantic.cast(entry, tl.uint32), _semantic)
-    return entry
+    """Copy the table of a format that wants it; what `entry` of a reader needs to read from the copy."""
+    table = _kept_table(block_format(format_name))
+    return entry if table is None else intrinsics.keep(table, _semantic.cast(entry, tl.uint32), _semantic)
+
+
+def _kept_table(form: BlockFormat) -> Table | None:
+    return form.table if isinstance(form, GridForm) and form.keeps_table else None
 
 
 @device

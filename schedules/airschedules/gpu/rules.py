@@ -18,7 +18,7 @@ _TARGET_PROGRAMS = 128
 """Programs of decode attention: about as many as a large GPU has multiprocessors."""
 
 _WORDS_OF_A_LANE = 72
-"""Of weights, loaded at a time."""
+"""Of weights, in all: with fewer the start of a program weighs too much, with more there are too few programs."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,15 @@ def enough_in_flight(task: ProductTask, arch: str) -> ProductConfig | None:
     """A lane should have some tens of words in flight, and neighbouring lanes neighbouring blocks.
 
     On an H200, of the tilings of five formats: 4 rows of 64 blocks where blocks have 32 elements, else as many rows as
-    give a lane two large blocks, or more where those are small; a row that nearly fills a tile is not cut.
+    give a lane two large blocks, or more where it would otherwise end after few words; a row that nearly fills a tile
+    is not cut.
     """
     fmt = FORMATS[task.fmt]
     assert isinstance(fmt, BlockFormat)
-    columns = _columns(task.n_cols // fmt.block)
+    n_blocks = task.n_cols // fmt.block
+    columns = _columns(n_blocks)
     tile = max(columns, 32)
-    most = _WORDS_OF_A_LANE // (tile // 32 * count_units(stored(fmt), 4))
+    most = _WORDS_OF_A_LANE // (-(-n_blocks // columns) * (tile // 32) * count_units(stored(fmt), 4))
     rows = 4 if fmt.block == 32 else max(1, 64 // tile, min(8, 1 << most.bit_length() >> 1))
     return configure(task, rows, tile, columns, f"no record for {arch}: as was fastest for other shapes on an H200")
 
