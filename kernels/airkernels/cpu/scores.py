@@ -100,7 +100,7 @@ class RoundedScores:
                 zero = let(query.ints.load(group + row.negative_sum // 4) * (fmt.zero_point - CENTRE * is_centred))
                 for digit in range(_DIGITS):
                     word = digit * (row.n // WORD) + group * n_words
-                    digits[r, digit] = isa.dot.digits(query.ints, word, lanes)
+                    digits[r, digit] = isa.dot.digits(query.ints, [word], lanes)
                     for u in range(together):
                         initial = zeros("int32", lanes) if digit else splat(zero, lanes)
                         sums[r, u, digit] = isa.dot.start(initial, fmt.code_max, is_centred)
