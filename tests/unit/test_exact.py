@@ -10,16 +10,15 @@ import pytest
 
 from airkernels import exact
 
-RNG = np.random.default_rng()
-CASES = [float(x) for x in RNG.uniform(-700, 700, 100)] + [0.0, 1.0, -1.0, 1e-300, -1e-300, 20.0, -45.0, -41.0]
+CASES = [0.0, 1.0, -1.0, 1e-300, -1e-300, 20.0, -45.0, -41.0]
 
 
-@pytest.mark.parametrize("x", CASES)
-def test_against_the_c_library(x: float) -> None:
-    base, positive = 1.0 + abs(x), math.ldexp(1.0 + abs(x), round(x) % 200 - 100)
-    assert exact.power(base, x / 100) == pytest.approx(base ** (x / 100), rel=1e-15)
-    assert exact.log(positive) == pytest.approx(math.log(positive), rel=1e-15, abs=1e-300)
-    assert exact.softplus(x) == pytest.approx(float(np.logaddexp(0.0, x)), rel=1e-14)
+def test_against_the_c_library() -> None:
+    for x in [*np.random.default_rng().uniform(-700, 700, 100).tolist(), *CASES]:
+        base, positive = 1.0 + abs(x), math.ldexp(1.0 + abs(x), round(x) % 200 - 100)
+        assert exact.power(base, x / 100) == pytest.approx(base ** (x / 100), rel=1e-15), x
+        assert exact.log(positive) == pytest.approx(math.log(positive), rel=1e-15, abs=1e-300), x
+        assert exact.softplus(x) == pytest.approx(float(np.logaddexp(0.0, x)), rel=1e-14), x
 
 
 def test_results_are_rounded_from_what_they_are() -> None:
