@@ -72,23 +72,29 @@ def load(
                 for piece in transfer.pieces:
                     place(piece, staging + start + piece.at, stream)
                 gpu.record(events[slot], stream)
-            for slot in mine:
-                gpu.wait(events[slot])
         except BaseException:
             failed.set()
             raise
 
-    with ThreadPoolExecutor(n_lanes, "airrun_load") as pool:
-        lanes = [pool.submit(lane, number) for number in range(n_lanes)]
-        try:
-            # beside the first reads
-            gpu.register(slots.region.address, slots.region.nbytes)
-        except BaseException:
-            failed.set()
-            raise
-        finally:
-            pinned.set()
-        for each in lanes:
-            each.result()
-    gpu.unregister(slots.region.address)
-    gpu.free(staging)
+    registered = False
+    try:
+        with ThreadPoolExecutor(n_lanes, "airrun_load") as pool:
+            lanes = [pool.submit(lane, number) for number in range(n_lanes)]
+            try:
+                # beside the first reads
+                gpu.register(slots.region.address, slots.region.nbytes)
+                registered = True
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                pinned.set()
+            for each in lanes:
+                each.result()
+    finally:
+        # also after a failure, nothing may be on its way from memory that is given back
+        for event in events:
+            gpu.wait(event)
+        if registered:
+            gpu.unregister(slots.region.address)
+        gpu.free(staging)
